@@ -225,6 +225,8 @@ class VirtualCluster:
         self._laters = itertools.count()
         self._placed: dict[str, Job] = {}
         self._sources: dict[Job, tuple[str, str]] = {}
+        self._prompts = 0
+        """Requests whose first token the router has not heard of."""
         self._left: dict[Job, float] = {}
         self._ahead: dict[Job, tuple[str, str, Arriving, float]] = {}
 
@@ -312,6 +314,7 @@ class VirtualCluster:
         told = [job for job in instance.ended if job.finished <= by]
         instance.ended[:] = [job for job in instance.ended if job.finished > by]
         for job in told:
+            self._sources.pop(job, None)
             if self._moves or self._router.scaling is not None:
                 self._hear(AnswerEnded(name, job.output, job.prompt), now)
             following = job.following
@@ -368,8 +371,12 @@ class VirtualCluster:
 
     @property
     def _moving(self) -> bool:
-        """Is there anything left that may move?"""
-        return bool(self._later) or (self._moves and any(len(one) for one in self._instances.values()))
+        """Is there anything left that may move? Nobody goes on elsewhere later than at its first token,
+        unless the policy is told who decodes."""
+        if not self._moves:
+            return bool(self._later)
+        may_move = self._prompts > 0 or bool(self._sources) or self._router.flows
+        return bool(self._later) or (may_move and any(len(one) for one in self._instances.values()))
 
     def _move(self, now: float) -> None:
         """Time passes up to now, in steps in which first tokens are told and sequences move."""
@@ -404,6 +411,7 @@ class VirtualCluster:
             self._hear(PromptBegun(replace(self._request(job), giver=name), name), now)
         for job in [job for job in instance.first_tokens if job.first <= now]:
             instance.first_tokens.remove(job)
+            self._prompts -= 1
             self._send_ahead(job, now)
             moves = self._moves and job.output > 1
             request = replace(self._request(job, 1), giver=name) if moves else None
@@ -508,6 +516,7 @@ class VirtualCluster:
                 job = self._jobs.pop(request.request_id)
                 job.passes_on = action.passes_on
                 assert choice.instance_id is not None
+                self._prompts += not request.brought
                 if request.brought:
                     giver, _ = self._sources[job]
                     self._instances[choice.instance_id].receive(job, self._node(giver), now)

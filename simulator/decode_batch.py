@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +41,10 @@ class DecodeBatch:
     def __init__(self) -> None:
         self.number = 0
         self.context = 0
-        self._by_end: list[tuple[int, int, Job, Numbers]] = []  # heap by last round
+        self._by_end: list[tuple[int, int, Job, int]] = []  # heap by last round; the place in the table
         self._by_age: list[Job] = []  # the newest last; some have left
+        self._table = np.empty((len(Numbers._fields), 0))
+        self._places: list[int] = []  # that are free in it
         self._columns: npt.NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
@@ -56,9 +57,8 @@ class DecodeBatch:
     def columns(self) -> npt.NDArray[np.float64]:
         """The `Numbers` of all, in the order of iteration: one kind after the other."""
         if self._columns is None:
-            kinds, count = len(Numbers._fields), len(self)
-            flat = chain.from_iterable(entry[3] for entry in self._by_end)
-            self._columns = np.fromiter(flat, float, kinds * count).reshape(count, kinds).T
+            places = np.fromiter((entry[3] for entry in self._by_end), np.intp, len(self))
+            self._columns = self._table[:, places]
         return self._columns
 
     @property
@@ -73,7 +73,7 @@ class DecodeBatch:
             job.last_round = self.number + job.output - job.generated
             job.decoding = True
             self.context += job.to_compute
-            heapq.heappush(self._by_end, (job.last_round, job.index, job, Numbers.of(job)))
+            heapq.heappush(self._by_end, (job.last_round, job.index, job, self._place(Numbers.of(job))))
             self._by_age.append(job)
             self._columns = None
 
@@ -87,7 +87,8 @@ class DecodeBatch:
         self.context += rounds * len(self)
         ended = []
         while self._by_end and self._by_end[0][0] <= self.number:
-            job = heapq.heappop(self._by_end)[2]
+            _, _, job, place = heapq.heappop(self._by_end)
+            self._places.append(place)
             self._stop(job, job.output)
             ended.append(job)
         while self._by_age and not self._by_age[-1].decoding:
@@ -100,17 +101,30 @@ class DecodeBatch:
         while not job.decoding:
             job = self._by_age.pop()
         self._stop(job, job.generated + self.number - job.start_round)
-        self._by_end = [entry for entry in self._by_end if entry[2] is not job]
-        heapq.heapify(self._by_end)
+        self._take_out(job)
         return job
 
     def leave(self, job: Job) -> int:
         """One of them goes on elsewhere; its tokens since it joined."""
         grown = self.grown(job)
         self._stop(job, job.generated + grown)
+        self._take_out(job)
+        return grown
+
+    def _place(self, numbers: Numbers) -> int:
+        """Write them down; where they stand."""
+        if not self._places:
+            count = self._table.shape[1]
+            self._table = np.pad(self._table, ((0, 0), (0, max(64, count))))
+            self._places.extend(range(self._table.shape[1] - 1, count - 1, -1))
+        place = self._places.pop()
+        self._table[:, place] = numbers
+        return place
+
+    def _take_out(self, job: Job) -> None:
+        self._places += [entry[3] for entry in self._by_end if entry[2] is job]
         self._by_end = [entry for entry in self._by_end if entry[2] is not job]
         heapq.heapify(self._by_end)
-        return grown
 
     def _stop(self, job: Job, generated: int) -> None:
         job.generated = generated

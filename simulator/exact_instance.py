@@ -33,6 +33,7 @@ from controller.scheduler.events import (
 )
 from controller.scheduler.hand_over import HandOver
 from controller.scheduler.holdings import HoldingsReader
+from controller.scheduler.passing_on import HELD_S
 from controller.scheduler.policies.catalog import DEFAULTS, Knobs, known_knobs, make_setup, step_knob
 from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler
@@ -277,8 +278,9 @@ class ExactInstance:
 
     def drain(self) -> None:
         """Hear all results there are."""
-        while self._in_flight:
-            self.advance(self._in_flight[0].ends)
+        while self._in_flight or self._scheduler.batches.leaving:
+            # Those that wait for their way out decode here when nobody asks for them.
+            self.advance(self._in_flight[0].ends if self._in_flight else self._now + HELD_S)
         if self._jobs:
             raise ConfigError(f"the policy stalled with {len(self._jobs)} requests left")
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
+import numpy as np
+
 from controller.scheduler.holdings import HeldPrefixes, HoldingsReader
 from controller.scheduler.passing_on import HELD_S, PassingOn
 from controller.scheduler.prompt_pace import PromptPace
@@ -40,7 +42,7 @@ from simulator.decode_batch import DecodeBatch
 from simulator.job import NOT_YET, Job
 from simulator.kv_memory import KvMemory
 from simulator.prompts import PromptLine, PromptStep
-from simulator.slack import as_points, decoding_job, decoding_rounds, expected_mean, growth, running_rows
+from simulator.slack import as_points, decoding_job, decoding_rows, expected_mean, growth, running_rows
 from simulator.step_times import StepTimes
 from simulator.transfers import NOT_FETCHED, Arriving, Left, handle_of
 from tidepipe_common.latency.model import StepCost
@@ -431,7 +433,7 @@ class FastForwardInstance:
         """A report. slack: reckon it anew, unless that was done within SLACK_S."""
         if slack and now - self._slack_at > SLACK_S:
             found, self._growth = self.reckon_slack(now)
-            self._expected = expected_mean(chain(self._line, self._started, self._decode_batch))
+            self._expected = expected_mean(self._decode_batch, chain(self._line, self._started))
             self._slack, self._slack_at = as_points(found, now), now
         memory = self._memory
         window, left = window_of(
@@ -468,13 +470,15 @@ class FastForwardInstance:
     def reckon_slack(self, now: float) -> tuple[SlackReport | None, int]:
         """Slack as the controller reports it, and by how much the contexts will have grown at their peak."""
         rules = self._rules
-        decoding = decoding_rounds(self._decode_batch, rules.context)
-        grown = growth(decoding, self._decode_batch, [*self._line, *self._started])
-        decoding += [
+        decoding = decoding_rows(self._decode_batch, rules.context)
+        grown = growth(decoding, self._decode_batch, chain(self._line, self._started))
+        beside = [
             decoding_job(job, job.generated, rules.context)
             for job in self._started
             if not in_window(job.first, self._phase, self._switched)
         ]
+        if beside:
+            decoding = np.concatenate((decoding, np.array(beside, float)))
         idle = [job.slo.tpot_s for job in self._line]
         round_s, lost = rounds_beside_prompts(
             self._cost,

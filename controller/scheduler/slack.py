@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from itertools import chain
 from math import fsum
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ LEAST_DECODING = 0.05
 """Share of its time that an instance is taken to decode at least, however many prompts came lately."""
 
 Floats = npt.NDArray[np.float64]
+Rows = Floats
+"""One for each sequence, of its numbers in their order: who has many of them keeps them in such an array."""
 
 
 class Decoding(NamedTuple):
@@ -83,44 +86,56 @@ def tokens_ahead_each(expected: Floats, produced: Floats, most: Floats) -> Float
     return np.asarray(np.minimum(np.maximum(0.0, expected - produced), most - produced))
 
 
-def due(one: Decoding) -> float:
-    """When its next token is due: what it has saved is the time until then."""
-    return one.first_at + one.produced * one.tpot_s
+def columns_of(rows: Many[Many[float]] | Rows, count: int) -> Floats:
+    """The `count` numbers of each, one kind after the other."""
+    if not isinstance(rows, np.ndarray):
+        rows = np.fromiter(chain.from_iterable(rows), float, count * len(rows)).reshape(len(rows), count)
+    return rows.T
 
 
-def latest_resume(one: Decoding, round_s: float) -> float:
-    """The latest time at which it must decode again: what it has saved, and will yet save.
+def due(decoding: Many[Decoding] | Rows) -> Floats:
+    """When the next token of each is due: what it has saved is the time until then."""
+    first_at, produced, _, tpot_s = columns_of(decoding, 4)
+    return np.asarray(first_at + produced * tpot_s)
+
+
+def latest_resume(decoding: Many[Decoding] | Rows, round_s: float) -> Floats:
+    """The latest times at which they must decode again: what each has saved, and will yet save.
 
     round_s: until each sequence has its next token. There is no margin on its target: LATE_SHARE is one, and
     any share of a tight target is more than all that rounds leave of it.
     """
-    return due(one) + one.ahead * (one.tpot_s - round_s)
+    _, _, ahead, tpot_s = columns_of(decoding, 4)
+    return np.asarray(due(decoding) + ahead * (tpot_s - round_s))
 
 
-def nearly_all(values: Many[float], share: float = LATE_SHARE) -> float:
+def nearly_all(values: Floats, share: float = LATE_SHARE) -> float:
     """What all values but this share reach."""
-    return sorted(values)[int(share * len(values))]
+    place = int(share * len(values))
+    return float(np.partition(values, place)[place])
 
 
 def slack_of(
-    decoding: Many[Decoding], idle: Iterable[float], round_s: float, now: float, lost: float = 1.0
+    decoding: Many[Decoding] | Rows, idle: Iterable[float], round_s: float, now: float, lost: float = 1.0
 ) -> SlackReport | None:
     """Of those that decode, and of those that do not yet, by their TPOT; None if there is nobody.
 
     These have no time to lose yet, but must not find the instance too slow. lost: seconds that decoding loses
     to a second of prompts: so much longer may a window be than decoding could pause.
     """
-    until = [latest_resume(one, round_s) - now for one in decoding]
-    until += [AMPLE_S if round_s <= tpot_s else -AMPLE_S for tpot_s in idle]
-    if not until:
+    decoding = columns_of(decoding, 4).T
+    begins = [AMPLE_S if round_s <= tpot_s else -AMPLE_S for tpot_s in idle]
+    until = np.concatenate((latest_resume(decoding, round_s) - now, np.array(begins, float)))
+    if not len(until):
         return None
     low_latest_s = nearly_all(until)
     if 0.0 < low_latest_s < AMPLE_S:
         low_latest_s = min(AMPLE_S, low_latest_s / lost)
-    if not decoding:
+    if not len(decoding):
         return SlackReport(0, AMPLE_S, AMPLE_S, low_latest_s)
-    saved = [due(one) - now for one in decoding]
-    return SlackReport(len(saved), fsum(saved) / len(saved), nearly_all(saved, LOW_SHARE), low_latest_s)
+    saved = due(decoding) - now
+    mean_s = fsum(saved.tolist()) / len(saved)
+    return SlackReport(len(saved), mean_s, nearly_all(saved, LOW_SHARE), low_latest_s)
 
 
 class TokenSeconds(NamedTuple):

@@ -19,14 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from controller.scheduler.actions import Reason
 from controller.scheduler.prompt_pace import MEMORY_S, PromptPace
-from controller.scheduler.slack import Decoding, Floats
+from controller.scheduler.slack import Decoding, Floats, Rows, columns_of
 from controller.scheduler.step_sizes import StepSizes
 from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
@@ -58,9 +57,6 @@ MOST_PROMPTS = 256
 """Waiting prompts that are looked at one by one."""
 MOST_DECODING = 256
 """Of the sequences that decode: where there are more, some stand for all."""
-
-Rows = Floats
-"""One for each sequence, of its numbers in their order: who has many of them keeps them in such an array."""
 
 
 class WaitingPrompt(NamedTuple):
@@ -128,7 +124,7 @@ def turnover_of(running: Many[Turnover] | Rows, kv_tokens: int) -> float:
     Each sequence makes room for another one like it after as many rounds as its output has tokens; on average
     it holds its prompt and half of its output.
     """
-    prompts, outputs, _ = _columns(running, 3)
+    prompts, outputs, _ = columns_of(running, 3)
     held = float((prompts + 0.5 * outputs).sum())
     if not held:
         return 0.0
@@ -138,19 +134,12 @@ def turnover_of(running: Many[Turnover] | Rows, kv_tokens: int) -> float:
 def coming_of(pace: PromptPace, running: Many[Turnover] | Rows) -> Coming:
     """As many prompts as lately, like those that run. Poisson arrivals: a clump is a prompt, seen from one of
     its tokens. Who came too late already says nothing of the time that others will have."""
-    prompts, _, times = _columns(running, 3)
+    prompts, _, times = columns_of(running, 3)
     total = float(prompts.sum())
     clump = float((prompts * prompts).sum()) / total if total else 1.0
     timely = times[(times > 0.0) & (times < math.inf)]
     ttft_s = _in_turn(timely) / len(timely) if len(timely) else math.inf
     return Coming(pace.tokens_s, max(1.0, total / max(1, len(prompts))), max(1.0, clump), ttft_s)
-
-
-def _columns(rows: Many[Many[float]] | Rows, count: int) -> Floats:
-    """The `count` numbers of each, one kind after the other."""
-    if not isinstance(rows, np.ndarray):
-        rows = np.fromiter(chain.from_iterable(rows), float, count * len(rows)).reshape(len(rows), count)
-    return rows.T
 
 
 def _in_turn(values: Floats) -> float:
@@ -270,7 +259,7 @@ class _Ends(NamedTuple):
 
 def _ends_of(decoding: Many[Decoding] | Rows, now: float) -> _Ends:
     some = decoding[:: -(-len(decoding) // MOST_DECODING) or 1]
-    first_at, produced, ahead, tpot_s = _columns(some, 4)
+    first_at, produced, ahead, tpot_s = columns_of(some, 4)
     left = first_at + (produced + ahead - 1.0) * tpot_s - now
     return _Ends(left, np.maximum(ahead, 1.0), len(decoding) / max(1, len(some)))
 

@@ -104,9 +104,9 @@ class PadgPolicy(TemporalPolicy):
         context = state.allocator.context_tokens
         step = self._cost.linear_s(-(-rows // state.stages)) * state.stages
         step += self._cost.attention_s(context, 0.0)
-        spare = [
-            latest_resume(one, step) - now
+        decoding = [
+            one
             for s in state.running.values()
             if s.state is State.DECODE and (one := decoding_of(s)) is not None
         ]
-        return nearly_all(spare) if spare else float("inf")
+        return nearly_all(latest_resume(decoding, step) - now) if decoding else float("inf")

@@ -13,13 +13,14 @@ from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler, SchedulerConfig
 from controller.scheduler.sequence import Sequence, State
+from controller.scheduler.slack import Decoding
 from controller.scheduler.step_budget import Turnover, coming_of, turnover_of
 from router.scheduler.slo import SloTarget
 from simulator.cluster_spec import ClusterSpec
 from simulator.decode_batch import DecodeBatch
 from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.job import Job
-from simulator.slack import decoding_rounds, running_rows
+from simulator.slack import decoding_job, decoding_rows, growth, running_rows
 from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.types.plan import Phase
@@ -153,14 +154,25 @@ def test_columns_of_those_that_decode_say_what_each_of_them_does(
         rounds.go(min(most, rounds.to_next_end) if rounds else most)
         for job in list(rounds)[:leaving]:
             rounds.leave(job)
-        each = decoding_rounds(rounds, CONTEXT)
+        each = [decoding_job(job, job.generated + rounds.number - job.start_round, CONTEXT) for job in rounds]
         turnover = [
             Turnover(job.prompt, one.produced + one.ahead, job.arrival + job.slo.ttft_s - job.submitted)
             for one, job in zip(each, rounds, strict=True)
         ]
         timely = [one for one, job in zip(each, rounds, strict=True) if job.first <= job.arrival + 40.0]
         rows, decoding = running_rows(rounds, CONTEXT)
+        coming = jobs[5::7]
+        held = rounds.context + sum(job.to_compute for job in coming)
+        assert growth(decoding_rows(rounds, CONTEXT), rounds, coming) == peak_of(each, rounds, coming) - held
         assert [tuple(row) for row in rows.tolist()] == turnover
         assert [tuple(row) for row in decoding.tolist()] == timely
         assert turnover_of(rows, 9000) == turnover_of(turnover, 9000)
         assert coming_of(pace, rows) == coming_of(pace, turnover)
+
+
+def peak_of(each: list[Decoding], rounds: DecodeBatch, coming: list[Job]) -> int:
+    """Most tokens that are held, round for round, if each ends where it is expected to."""
+    going = [(int(one.ahead), job.prompt + one.produced) for one, job in zip(each, rounds, strict=True)]
+    going += [(max(0, job.expected - job.generated), job.to_compute) for job in coming]
+    ends = {rest for rest, _ in going} | {0}
+    return max(sum(tokens + end for rest, tokens in going if rest >= end) for end in ends)
