@@ -10,7 +10,9 @@ with when that was, and steps start and end on the devices' own course, which no
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import math
 import struct
 import time
@@ -24,6 +26,7 @@ from stage_worker.executors.protocol import (
     StageSpec,
     StepOutput,
 )
+from stage_worker.loading.model_spec import read_spec
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.linear import WEIGHT_BYTES, linear_weights
@@ -307,8 +310,8 @@ def token_at(position: int, shape: ModelShape) -> int:
 def _find(model: str, allow_download: bool) -> tuple[ModelShape, str]:
     if (shape := named_shape(model)) is not None:
         return shape, hashlib.sha256(repr(shape).encode()).hexdigest()
-    # Imported late: reading a checkpoint's header brings PyTorch along.
-    from stage_worker.loading.open_checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(resolve_model(model, allow_download=allow_download))
-    return checkpoint.spec.shape, checkpoint.fingerprint()
+    # Not the weights, whose reading brings PyTorch along: nothing is computed from them.
+    spec = read_spec(resolve_model(model, allow_download=allow_download))
+    return spec.shape, hashlib.sha256(
+        json.dumps(dataclasses.asdict(spec), sort_keys=True).encode()
+    ).hexdigest()
