@@ -16,6 +16,7 @@ import pytest
 from launcher.config import ClusterConfig
 from launcher.local import LocalCluster
 from tests.fakes.thinking_model import thinking_model
+from tests.tiny_models import make_tiny_model
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.client.async_stream import AsyncStream
 from tidepipe.client.types import BatchItem
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
 REQUESTS = 8
 ASK = ({"role": "user", "content": "What is the weather in Paris?"},)
-NAMES = [f"argument_{number}" for number in range(6)]
+NAMES = [f"argument_{number}" for number in range(3)]
 PARAMETERS: dict[str, Any] = {
     "type": "object",
     "properties": {name: {"type": "string", "minLength": 4, "maxLength": 12} for name in NAMES},
@@ -35,7 +36,7 @@ PARAMETERS: dict[str, Any] = {
 }
 TOOL: dict[str, Any] = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
 CHATS: tuple[dict[str, Any], ...] = (
-    {"tools": [TOOL], "tool_choice": "required", "max_tokens": 300},
+    {"tools": [TOOL], "tool_choice": "required", "max_reasoning_tokens": 20, "max_tokens": 300},
     {
         "chat_template_kwargs": {"enable_thinking": True},
         "max_reasoning_tokens": 40,
@@ -52,10 +53,21 @@ def items() -> list[BatchItem]:
     return [
         BatchItem(
             chance.integers(100, 49_000, size=int(chance.integers(5, 120))).tolist(),
-            SamplingParams(temperature=0, max_tokens=int(chance.integers(20, 48)), ignore_eos=True),
+            SamplingParams(temperature=0, max_tokens=int(chance.integers(60, 180)), ignore_eos=True),
         )
         for _ in range(REQUESTS)
     ]
+
+
+def quick_model(source: Path, folder: Path) -> Path:
+    """A thinking model of few random weights: tried is what comes back, not how long computing takes."""
+    model = thinking_model(source, folder)
+    tiny = make_tiny_model(
+        "llama", folder.with_name("tiny"), vocab_size=49_152, seed=1, max_position_embeddings=2048
+    )
+    for file in tiny.iterdir():
+        file.replace(model / file.name)
+    return model
 
 
 async def run_batch(
@@ -97,7 +109,7 @@ async def run_batch(
 
 async def test_any_process_may_be_killed_mid_batch(model_path: Path, tmp_path: Path) -> None:
     """One cluster, one fault after the other (float32, so that recomputation is exact)."""
-    model = thinking_model(model_path, tmp_path / "model")
+    model = quick_model(model_path, tmp_path / "model")
     config = ClusterConfig(model=str(model), stages=2, dtype="float32")
     async with LocalCluster(config) as cluster:
         undisturbed = await run_batch(cluster, (), after_tokens=1)
