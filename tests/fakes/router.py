@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.ports import choose_port
 from router.models.models import LoadText
 from router.service import RouterService
 from tests.fakes.text import ByteText
@@ -51,7 +51,7 @@ def byte_text(model: str, choices: TextChoices) -> ByteText:
 @contextlib.asynccontextmanager
 async def running_router(load_text: LoadText = byte_text, **settings: Any) -> AsyncIterator[RunningRouter]:
     """Ready, but without instances; stopped in order at the end."""
-    http = f"127.0.0.1:{free_port()}"
+    http = f"127.0.0.1:{choose_port('127.0.0.1', 0)}"
     defaults: dict[str, Any] = {
         "listen": "127.0.0.1:0",
         "model": "fake",
@@ -73,10 +73,3 @@ def is_ready(router: RunningRouter, instance_id: str) -> bool:
     """Would routing give it requests?"""
     view = router.service.dispatcher.scheduler.view(instance_id)
     return view is not None and view.ready
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -16,10 +16,13 @@ import pytest
 from bench.hosts import Host, Hosts, HostsUnavailableError, network_of_hosts
 from bench.spread import SpreadCluster, spread_cluster
 from launcher.config import ClusterConfig
+from tests.tiny_models import VOCAB_SIZE, make_tiny_model
+from tests.tiny_tokenizer import make_tokenizer
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 CUT_S = 6.0
+LOAD = ("--vocabulary", str(VOCAB_SIZE), "--output", "350")
 
 
 async def run_batch(
@@ -27,7 +30,7 @@ async def run_batch(
 ) -> list[list[int]]:
     """The answers to one batch, asked from the client's host; the fault comes while tokens flow."""
     load = await asyncio.create_subprocess_exec(
-        *client.inside(sys.executable, "-m", "bench.spread_load", cluster.endpoint),
+        *client.inside(sys.executable, "-m", "bench.spread_load", cluster.endpoint, *LOAD),
         stdout=asyncio.subprocess.PIPE,
         limit=2**24,
     )
@@ -58,9 +61,11 @@ def hosts() -> Iterator[Hosts]:
         pytest.skip(str(error))
 
 
-async def test_cut_cables_change_no_answer(hosts: Hosts, model_path: Path, tmp_path: Path) -> None:
+async def test_cut_cables_change_no_answer(hosts: Hosts, tmp_path: Path) -> None:
     brain, first, last, client = hosts.hosts
-    config = ClusterConfig(model=str(model_path), stages=2, dtype="float32", threads=1)
+    model = make_tiny_model("llama", tmp_path / "model")
+    make_tokenizer(model)
+    config = ClusterConfig(model=str(model), stages=2, dtype="float32", threads=1)
     async with spread_cluster(hosts, config, tmp_path) as cluster:
         undisturbed = await run_batch(cluster, client, None, None)
         for name, fault, heal in (

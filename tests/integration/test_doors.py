@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from bench.service_process import started
-from tests.fakes.router import free_port
+from launcher.ports import choose_port
 from tests.integration.test_router_process import model  # noqa: F401 (a fixture)
 from tidepipe_common.security.authority import CA_FILE, files_of, make_certificates
 from tidepipe_common.security.principals import ADMIN, INFERENCE, ROUTER
@@ -28,7 +28,7 @@ HANGING = 996
 @contextlib.contextmanager
 def router(model: Path, *arguments: str, **environment: str) -> Iterator[tuple[str, str]]:  # noqa: F811
     """(HTTP, gRPC) of a router process whose limit of descriptors is the usual one, soft and hard."""
-    http = f"127.0.0.1:{free_port()}"
+    http = f"127.0.0.1:{choose_port('127.0.0.1', 0)}"
     command = ["--listen", "127.0.0.1:0", "--model", str(model), "--http", http, *arguments]
 
     def limited() -> None:

@@ -17,14 +17,14 @@ from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
-PROMPTS = 20
-LONGEST = 1500
+PROMPTS = 12
+LONGEST = 900
 MAX_TOKENS = 10
 
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    """20 prompts of 1 to 1,500 random tokens."""
+    """12 prompts of 1 to 900 random tokens."""
     chance = np.random.default_rng(11)
     lengths = np.unique(np.geomspace(1, LONGEST, PROMPTS + 6).round().astype(int))[-PROMPTS:]
     lengths[0] = 1
@@ -81,13 +81,12 @@ async def answer_together(
     return [result.unwrap() for result in results], instance.preemptions
 
 
-@pytest.mark.parametrize(
-    ("stages", "block_size"), [(1, 16), (2, 8), (3, 16)], ids=["1 stage", "2 stages", "3 stages"]
-)
+@pytest.mark.parametrize(("stages", "block_size"), [(1, 16), (3, 8)], ids=["1 stage", "3 stages"])
 async def test_greedy_tokens_equal_hugging_face(
     model_path: Path, prompts: list[list[int]], reference: Reference, stages: int, block_size: int
 ) -> None:
-    """Token for token in float32, for any number of stages, with all prompts in flight together."""
+    """Token for token in float32, for any number of stages, with all prompts in flight together. (Two
+    stages: below.)"""
     config = ClusterConfig(model=str(model_path), stages=stages, dtype="float32", block_size=block_size)
     greedy = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
     completions, _ = await answer_together(config, prompts, greedy)
@@ -99,17 +98,17 @@ async def test_forced_preemption_changes_nothing(model_path: Path, reference: Re
     """Outputs that outgrow an overcommitted KV pool: sequences are recomputed, tokens stay those of
     Hugging Face."""
     chance = np.random.default_rng(3)
-    prompts = [chance.integers(100, 49_000, size=length).tolist() for length in range(10, 130, 10)]
+    prompts = [chance.integers(100, 49_000, size=length).tolist() for length in range(20, 130, 20)]
     config = ClusterConfig(
         model=str(model_path), stages=2, dtype="float32", block_size=16, kv_blocks=24, reserve=-50.0
     )
-    greedy = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+    greedy = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
     completions, preemptions = await answer_together(config, prompts, greedy)
     assert preemptions > 0
     for prompt, completion in zip(prompts, completions, strict=True):
         tokens = list(completion.token_ids)
-        assert len(tokens) == 64
-        reference.check(prompt, tokens, 64)
+        assert len(tokens) == 40
+        reference.check(prompt, tokens, 40)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +124,7 @@ async def test_bfloat16_agrees_with_hugging_face_teacher_forced(
 ) -> None:
     """Our greedy tokens, fed to Hugging Face's bfloat16 model: log-probabilities agree within 0.4 (mean
     0.05), and where the most likely token differs it is a near-tie."""
-    chosen = prompts[:10]
+    chosen = prompts[:6]
     greedy = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=0)
     config = ClusterConfig(model=str(model_path), stages=2, dtype="bfloat16")
     async with LocalCluster(config) as cluster, AsyncClient(cluster.grpc_address) as client:

@@ -82,12 +82,17 @@ async def test_an_instance_spans_nodes_and_scaling_waits_for_room(
         await noted("serves at")
         await admin.scale("remove", 1)
         await noted("has been stopped")
-        processes = [process for process in psutil.process_iter(["cmdline"]) if _is_ours(process, model_path)]
+        # Ray's nodes are children of this process, and the machine may have clusters of other tests.
+        running = psutil.Process().children(recursive=True)
+        processes = [process for process in running if _is_ours(process, model_path)]
         assert len(processes) == 2
     _, alive = psutil.wait_procs(processes, timeout=20)
     assert alive == []
 
 
 def _is_ours(process: psutil.Process, model_path: Path) -> bool:
-    command = process.info["cmdline"] or []
+    try:
+        command = process.cmdline()
+    except psutil.Error:  # it has ended meanwhile
+        return False
     return "stage_worker" in command and str(model_path) in command and "emulated" in command

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bench.service_process import started
+from launcher.ports import choose_port
 from tests.fakes.controller import fake_controller, scripted_text
-from tests.fakes.router import free_port
 from tidepipe_common.rpc.channel import is_serving, open_channel, wait_serving
 from tidepipe_common.rpc.lifecycle import EXIT_WRONG_SETTINGS
 
@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def test_it_serves_and_ends(model: Path) -> None:
-    http = f"127.0.0.1:{free_port()}"
+    http = f"127.0.0.1:{choose_port('127.0.0.1', 0)}"
     arguments = ["--listen", "127.0.0.1:0", "--model", str(model), "--http", http]
     with started("router", *arguments) as (process, announced):
         address = announced["ready"]
