@@ -22,6 +22,23 @@ def worker_device(wanted: str, worker: int) -> str:
     return f"cuda:{worker % gpus}"
 
 
+def device_fault(wanted: str) -> str:
+    """Why the device cannot be had here, as far as that is known without loading torch; "" if it may be."""
+    kind, _, index = wanted.partition(":")
+    if kind != "cuda":
+        return ""
+    if not _torch_has_cuda():
+        return (
+            f"device {wanted} was asked for, but this PyTorch is a build for CPUs; use cpu, or install a "
+            "CUDA build of PyTorch and a driver"
+        )
+    gpus = visible_gpus()
+    # None: some are reached by other ways than the files that are counted (WSL, ROCm).
+    if index and 0 < gpus <= int(index):
+        return f"device {wanted} was asked for, but there are only {gpus} CUDA devices"
+    return ""
+
+
 def workers_on_device(wanted: str, workers: int) -> int:
     """How many of so many workers share the most crowded GPU that `worker_device` deals out; 1 on CPUs."""
     if wanted.startswith("cuda:"):

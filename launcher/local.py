@@ -19,6 +19,7 @@ from launcher.local_instances import LocalInstances
 from launcher.log_files import keep_short
 from launcher.plan import predictor_spec, router_spec
 from launcher.ports import choose_port, join
+from launcher.preflight import check_engine, check_model, check_settings
 from launcher.processes import Processes
 from launcher.provision.provisioner import InstanceProvisioner, ProvisionedInstance
 from launcher.provision.servicer import serve_provisioner
@@ -85,6 +86,7 @@ class LocalCluster:
     async def prepare(self) -> None:
         """Find the model and the ports; ModelError or ConfigError if there is none."""
         config = self.config
+        await asyncio.to_thread(check_settings, config)
         if config.upstreams:
             check_upstream_keys(os.environ, len(config.upstreams))
             # their models are theirs: here, the tokenizer is enough
@@ -344,39 +346,6 @@ async def instances_at(router: str, credentials: Credentials) -> set[str]:
                 router_pb2.ListInstancesRequest(), timeout=ROUTER_S
             )
     return {one.instance_id for one in reply.handles}
-
-
-def check_model(config: ClusterConfig, model: Path) -> None:
-    """ModelError if its configuration cannot be run; ConfigError if it cannot be split as asked.
-
-    model: where it was found. A stage worker would refuse it in the same words, beside a router that is about
-    something else.
-    """
-    # Late: other commands do without.
-    from stage_worker.loading.model_spec import read_spec
-
-    layers = read_spec(model, config.model_code).layers
-    if config.stages > layers:
-        raise ConfigError(
-            f"{config.model} has {layers} layers, and each stage needs one: --stages can be 1 to {layers}, "
-            f"not {config.stages}"
-        )
-    if config.layer_split is not None:
-        from controller.scheduler.split import given_split
-
-        given_split([int(count) for count in config.layer_split.split(",")], layers, config.stages)
-
-
-def check_engine(config: ClusterConfig) -> None:
-    """ConfigError if vLLM is not here, or not in a version that works, or its arguments are none.
-
-    A controller would refuse it in the same words. Which models it runs vLLM knows, and says itself.
-    """
-    from controller.engines.vllm.engine_options import parse_engine_arguments
-    from controller.engines.vllm.versions import require_vllm
-
-    require_vllm()
-    parse_engine_arguments(config.engine_args or "")
 
 
 def with_kept_profile(config: ClusterConfig, model: Path) -> ClusterConfig:

@@ -93,6 +93,7 @@ class ClusterSecurity:
                 raise ConfigError(
                     f"{folder} has no {CA_FILE}: make certificates with `tidepipe certs make {folder}`"
                 )
+            _check_certificates(config, folder)
         own_key = None
         if config.api_keys is not None:
             record, key = KeyStore(Path(config.api_keys)).add(OWN_KEY_NAME, ["admin"], lifetime_s=OWN_KEY_S)
@@ -180,6 +181,20 @@ class ClusterSecurity:
         if self._own_key is not None and self._config.api_keys is not None:
             KeyStore(Path(self._config.api_keys)).revoke(self._own_key[0])
             self._own_key = None
+
+
+def _check_certificates(config: ClusterConfig, folder: Path) -> None:
+    """ConfigError if one cannot be used of those with which our processes are about to start."""
+    used = [ROUTER, PREDICTOR, PROVISIONER]
+    if config.provisioner == "local":
+        used.append(CONTROLLER)
+        if config.engine == "native" and not config.upstreams:
+            used.append(STAGE_WORKER)
+    if config.api_keys is None and config.router is None:
+        used.append(ADMIN)
+    for principal in used:
+        certificate, key = files_of(folder, principal)
+        Credentials(ca_file=folder / CA_FILE, cert_file=certificate, key_file=key).check(server=True)
 
 
 def _new_token(run_dir: Path) -> Path:

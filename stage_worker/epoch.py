@@ -18,10 +18,14 @@ from stage_worker.executors.protocol import Executor, OffloadError, PlanError, S
 from stage_worker.hand_over import KvTransfers
 from stage_worker.link import MAX_QUEUED, NextStageLink, describe
 from stage_worker.sequence_spans import SequenceSpans
+from tidepipe_common.errors import IncompatibleError
 from tidepipe_common.types.plan import FailureKind, Phase, StageFailure, StageNews, StepPlan, StepReport
 
 STOP_TIMEOUT_S = 60.0
 """For the step that an epoch's end finds under way, unless the controller knows better."""
+
+MAX_REPORTS = 8192
+"""That wait for a controller which does not take them; a fetch of blocks has one as well."""
 
 log = structlog.get_logger()
 Item = TypeVar("Item")
@@ -72,6 +76,27 @@ class QueueOverflowError(Exception):
     """More steps in flight than a correct controller ever has."""
 
 
+class Reports(asyncio.Queue["StageNews | None"]):
+    """News of one epoch for its controller. None: look whether the epoch, or the controller, is still there.
+
+    They are a handful per step in flight, and those are bounded by the runner's queues: a controller that
+    takes none ends the epoch.
+    """
+
+    def __init__(self, ended: asyncio.Event) -> None:
+        """ended: the epoch's."""
+        super().__init__()
+        self._over = ended
+
+    def tell(self, news: StageNews) -> None:
+        """Queue news."""
+        if self.qsize() < MAX_REPORTS:
+            self.put_nowait(news)
+        elif not self._over.is_set():
+            log.warning("epoch ends: its controller takes no reports", waiting=MAX_REPORTS)
+            self._over.set()
+
+
 class Epoch:
     """Everything that a new epoch throws away. Lives on the event loop; only the runner has a thread."""
 
@@ -89,10 +114,9 @@ class Epoch:
         self.number = number
         self.spec = spec
         self.executor: Executor | None = executor
-        # Reports are at most a handful per step in flight, and those are bounded by the runner's queues.
-        # None: look whether the epoch, or its controller, is still there.
-        self.reports: asyncio.Queue[StageNews | None] = asyncio.Queue()
         self.ended = asyncio.Event()
+        self.reports = Reports(self.ended)
+        self._callers: set[str] = set()
         self._account = account
         self._spans = spans or SequenceSpans()
         self._loop = asyncio.get_running_loop()
@@ -105,8 +129,18 @@ class Epoch:
             executor.kv,
             executor.kv_blocks,
             max_message_bytes,
-            self.reports.put_nowait,
+            self.reports.tell,
         )
+
+    def take(self, caller: str) -> Callable[[], None]:
+        """Be the one caller of that kind, until what is returned is called. IncompatibleError: somebody is.
+
+        Two would take each other's reports, or mix their activations.
+        """
+        if caller in self._callers:
+            raise IncompatibleError(f"epoch {self.number} has its {caller} already")
+        self._callers.add(caller)
+        return lambda: self._callers.discard(caller)
 
     def start(self) -> None:
         """The controller is here: connect to the next stage."""
@@ -178,14 +212,14 @@ class Epoch:
                 detail = "the next stage takes no activations"
                 self._fail(StageFailure(FailureKind.LINK, detail, plan.step_id))
                 return
-        self.reports.put_nowait(report)
+        self.reports.tell(report)
 
     def _fail(self, failure: StageFailure) -> None:
         if self.ended.is_set():
             return
         self._account.failures += 1
         log.warning("epoch failed", epoch=self.number, detail=failure.detail)
-        self.reports.put_nowait(failure)
+        self.reports.tell(failure)
 
 
 class StepRunner:

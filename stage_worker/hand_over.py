@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -93,15 +93,18 @@ class _Granted:
     """A grant, as far as it has grown. parts: (one past the last block, the step that computes it)."""
 
     def __init__(self, grant: KvGrant) -> None:
-        self.blocks = grant.blocks
+        self.blocks: tuple[int, ...] = ()
         self.total = grant.total or len(grant.blocks)
-        self.parts = [(len(grant.blocks), grant.after_step)]
+        self.parts: list[tuple[int, int]] = []
+        self.grow(grant)
 
     def grow(self, grant: KvGrant) -> None:
-        """More blocks. ValueError: more than were announced."""
+        """More blocks. ValueError: more than were announced, or none."""
+        if not grant.blocks or len(self.blocks) + len(grant.blocks) > self.total:
+            raise ValueError(
+                f"a grant of {self.total} blocks has {len(self.blocks)}, and {len(grant.blocks)} more come"
+            )
         self.blocks += grant.blocks
-        if len(self.blocks) > self.total:
-            raise ValueError(f"a grant of {self.total} blocks has {len(self.blocks)}")
         self.parts.append((len(self.blocks), grant.after_step))
 
     def part_of(self, block: int) -> tuple[int, int] | None:
@@ -175,14 +178,14 @@ class KvTransfers:
         for fetch in orders.fetches:
             if len(self._tasks) >= MOST_FETCHES:
                 raise ValueError(f"more than {MOST_FETCHES} fetches at a time")
-            if any(not 0 <= block < self._kv_blocks for block in fetch.blocks):
+            if not self._has(fetch.blocks):
                 raise ValueError(f"fetch {fetch.fetch_id} names blocks that the pool does not have")
             task = asyncio.create_task(self._run(fetch), name=f"fetch-{fetch.fetch_id}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     def _grant(self, grant: KvGrant) -> None:
-        if any(not 0 <= block < self._kv_blocks for block in grant.blocks):
+        if not self._has(grant.blocks) or grant.total > self._kv_blocks:
             raise ValueError("a grant names blocks that the pool does not have")
         if (known := self._grants.get(grant.ticket)) is not None:
             known.grow(grant)
@@ -190,6 +193,9 @@ class KvTransfers:
         if len(self._grants) >= MOST_GRANTS:
             raise ValueError(f"more than {MOST_GRANTS} grants at a time")
         self._grants[grant.ticket] = _Granted(grant)
+
+    def _has(self, blocks: Sequence[int]) -> bool:
+        return len(blocks) <= self._kv_blocks and all(0 <= block < self._kv_blocks for block in blocks)
 
     def step_done(self, step_id: int) -> None:
         """All steps up to this one have left the compute thread."""

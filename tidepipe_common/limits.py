@@ -25,6 +25,10 @@ CALL_BYTES = MAX_REQUEST_BYTES + 512 * 1024
 MAX_CALL_FIELDS = 64 * 1024
 """Fields of a client's gRPC message, at all levels; a million token ids are one. No request needs more than
 MAX_TURNS turns have."""
+MAX_SERVICE_FIELDS = 1024 * 1024
+"""Likewise of a service's: a router tells an instance where it stands with each of its sequences."""
+MAX_HANDED_OVER = PIECE_BYTES // 64
+"""Sequences in one message: none is smaller than that."""
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
 """Large messages that come in, or wait to be read, together."""
 MAX_UNTAKEN_BYTES = 128 * 1024 * 1024

@@ -1,7 +1,8 @@
-"""Reading of files that people name: regular ones only, by one rule for every command and service.
+"""Files that people name: regular ones only, by one rule for every command and service.
 
 A pipe would be waited for until somebody writes to it, without a word and perhaps for ever; a device may
-never end; and what is read twice is there once. So these are refused before they are opened.
+never end; and what is read twice is there once. So these are refused before they are opened. What is to be
+written in the end is tried before the work begins whose result it holds.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import errno
 import io
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import BinaryIO
+
+from tidepipe_common.errors import ConfigError
 
 _NO_REGULAR_FILE = "it is no regular file"
 
@@ -52,6 +56,32 @@ def open_text(path: Path, encoding: str = "utf-8") -> io.TextIOWrapper:
 def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
     """What reading a file failed for, to be put behind its name."""
     return error.strerror or str(error) if isinstance(error, OSError) else "it is not text in UTF-8"
+
+
+def check_writable(path: Path | None, *, folder: bool = False) -> None:
+    """ConfigError if it cannot be written, as far as that can be known beforehand; None: nothing is to be.
+
+    folder: it is to hold files, and is made with those around it; else it is a file, likewise.
+    """
+    if path is None:
+        return
+    try:
+        if path.exists() and not path.is_dir():
+            if folder:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+            if stat.S_ISREG(path.stat().st_mode):  # others are their user's own business
+                os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+            return
+        if path.is_dir() and not folder:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        around = path.absolute()
+        while not around.exists():
+            around = around.parent
+        # Tried: rights alone do not tell of file systems that take nothing.
+        with tempfile.TemporaryFile(dir=around):
+            pass
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}; name another place") from error
 
 
 def _refuse_others(found: os.stat_result, path: Path) -> None:

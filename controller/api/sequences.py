@@ -16,14 +16,20 @@ from controller.api.report import WAIT_BETWEEN_S, interval_s
 from controller.scheduler.actions import Refusal, Refused
 from controller.scheduler.events import NewSequence
 from tidepipe.v1 import controller_pb2, controller_pb2_grpc, timeline_pb2, timeline_pb2_grpc
-from tidepipe_common.codec.controller import check_loan, check_offer, check_spec
+from tidepipe_common.codec.controller import (
+    check_loan,
+    check_offer,
+    check_spec,
+    check_values,
+    count_sequences,
+)
 from tidepipe_common.codec.kv_transfer import TICKET_BYTES, handle_from_wire, handle_to_wire, lease_from_wire
 from tidepipe_common.codec.prompt import prompt_from_wire
 from tidepipe_common.codec.sampling import sampling_from_wire
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.prefix import INLINE_TOKENS, adapter_root, block_keys
-from tidepipe_common.rpc.results import ResultsHub, stream_results
+from tidepipe_common.rpc.results import ResultsHub, in_turns, stream_results
 from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.types.kv_transfer import KvHandle
 
@@ -82,6 +88,7 @@ class SequencesServicer(controller_pb2_grpc.ControllerServiceServicer):
 
     def _check(self, arrival: NewSequence) -> None:
         """InvalidRequestError says what the instance cannot do."""
+        check_values(arrival.prompt, arrival.output, arrival.sampling, self._vocab_size())
         if arrival.adapter and arrival.adapter not in self._adapters():
             raise InvalidRequestError(
                 f"{self._instance_id} does not have the adapter {arrival.adapter}", "adapter"
@@ -90,6 +97,10 @@ class SequencesServicer(controller_pb2_grpc.ControllerServiceServicer):
     def _adapters(self) -> Collection[str]:
         """Fingerprints of those that it has."""
         return ()
+
+    def _vocab_size(self) -> int:
+        """Of its model; 0: whatever computes looks at token ids itself."""
+        return 0
 
     def _key_blocks(self) -> int:
         """Size of the blocks whose keys are reckoned while a long prompt is read; 0: none."""
@@ -127,6 +138,7 @@ class SequencesServicer(controller_pb2_grpc.ControllerServiceServicer):
     async def _read(self, request: controller_pb2.SubmitSequencesRequest) -> Arrivals:
         """Long prompts beside the loop, which has others' results to send."""
         now = self._instance.now()
+        count_sequences(request)
         tokens = sum(len(spec.prompt_token_ids) + len(spec.output_token_ids) for spec in request.sequences)
         if tokens <= INLINE_TOKENS or self._instance.draining:
             return arrivals_from_wire(request, now, check=self._check)
@@ -139,10 +151,8 @@ class SequencesServicer(controller_pb2_grpc.ControllerServiceServicer):
         """See controller.proto."""
         async with self._reading:
             pass
-        for sequence_id in request.sequence_ids:
-            self._instance.cancel(sequence_id)
-        for sequence_id in request.ended_sequence_ids:
-            self._instance.hub.acknowledge(sequence_id)
+        await in_turns(self._instance.cancel, request.sequence_ids)
+        await in_turns(self._instance.hub.acknowledge, request.ended_sequence_ids)
         return controller_pb2.CancelSequencesResponse()
 
     async def ExportSequences(  # noqa: N802

@@ -54,6 +54,10 @@ class ControllerServicer(SequencesServicer):
         about = self._instance.body.about
         return [] if about is None else [one.fingerprint for one in about.adapters]
 
+    def _vocab_size(self) -> int:
+        about = self._instance.body.about
+        return 0 if about is None else about.shape.vocab_size
+
     def _export(self, sequence_ids: Sequence[str], lease_s: float) -> bool:
         if not self._instance.hands_over:
             return False

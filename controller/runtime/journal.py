@@ -11,7 +11,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import errno
+import fcntl
 import json
+import os
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -25,7 +29,7 @@ from controller.runtime.scheduler_spec import SchedulerSpec, scheduler_spec_from
 from controller.scheduler.actions import Action
 from controller.scheduler.events import Event
 from tidepipe_common.errors import ConfigError
-from tidepipe_common.regular_files import open_text, why_unreadable
+from tidepipe_common.regular_files import check_writable, open_text, why_unreadable
 from tidepipe_common.settings.defaults import JOURNAL_SUFFIX
 
 VERSION = 1
@@ -89,12 +93,14 @@ def checksum(actions: Sequence[Action]) -> int:
 def open_journal(path: Path, instance_id: str) -> TextIO:
     """A file of that name, or one for the instance in that folder: a restarted controller begins another.
 
-    ConfigError if it cannot be written.
+    ConfigError if it cannot be written, or another instance writes it.
     """
     try:
         # By the line: a controller that is killed leaves all but its last event.
         if path.suffix == JOURNAL_SUFFIX:
-            return path.open("w", encoding="utf-8", buffering=1)
+            own = _own(path)
+            own.truncate(0)
+            return own
         path.mkdir(parents=True, exist_ok=True)
         for number in count(1):
             again = f"-{number}" if number > 1 else ""
@@ -104,6 +110,41 @@ def open_journal(path: Path, instance_id: str) -> TextIO:
         raise AssertionError("numbers do not end")
     except OSError as error:
         raise ConfigError(f"cannot write the journal {path}: {error.strerror}") from error
+
+
+def check_journal(path: Path) -> None:
+    """ConfigError if `open_journal` would not have it: asked before a controller is started."""
+    if path.suffix == JOURNAL_SUFFIX and path.exists():
+        try:
+            _own(path).close()
+        except OSError as error:
+            raise ConfigError(f"cannot write the journal {path}: {error.strerror}") from error
+    else:
+        check_writable(path, folder=path.suffix != JOURNAL_SUFFIX)
+
+
+def _own(path: Path) -> TextIO:
+    """The file, as it is, which nobody else has as long as it is open. OSError; ConfigError: somebody has."""
+
+    def at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK, 0o666)
+
+    file = open(path, "a", encoding="utf-8", buffering=1, opener=at_once)  # noqa: SIM115 (its user closes it)
+    try:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        # Some file systems know no locks: there nobody is kept off.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(
+            f"another instance writes the journal {path} at the moment; name another file, or a folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            file.close()
+            raise
+    return file
 
 
 def read_scheduler_spec(path: Path) -> SchedulerSpec:

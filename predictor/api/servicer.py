@@ -19,6 +19,8 @@ from tidepipe_common.errors import InvalidRequestError
 
 MAX_BATCH = 1024
 OBSERVED_AT_ONCE = 64
+MAX_OBSERVATION_BYTES = 8192
+"""A prompt in numbers has some 1,500 at most, its sequence's id 1,024 characters."""
 
 log = structlog.get_logger()
 
@@ -70,7 +72,7 @@ class PredictorServicer(pb_grpc.PredictorServiceServicer):
             sound = []
             for message in request.observations[begin : begin + OBSERVED_AT_ONCE]:
                 observation = observation_from_wire(message)
-                if (fault := observation.fault()) is None:
+                if (fault := _too_large(message) or observation.fault()) is None:
                     sound.append((message, observation))
                 else:
                     first_fault = first_fault or fault
@@ -109,6 +111,12 @@ def _without_signal(message: pb.Observation) -> pb.Observation:
     """The text's model does not look at it: it is kept by the heads, or nowhere."""
     message.features.ClearField("signal")
     return message
+
+
+def _too_large(message: pb.Observation) -> str | None:
+    """Thousands are kept as they came, with whatever fields of other versions they have."""
+    size = message.ByteSize()
+    return f"it has {size} bytes, of {MAX_OBSERVATION_BYTES}" if size > MAX_OBSERVATION_BYTES else None
 
 
 def _check_size(name: str, size: int) -> None:

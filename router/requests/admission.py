@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -166,16 +167,23 @@ class Admission:
             with _of_prompt(number, request):
                 encoders.append(_encoder(request, prompt, text, facts))
 
+        left = threading.Event()
+
         def read() -> list[tuple[array[int], PromptPrefix]]:
             found = []
             for number, encode in enumerate(encoders):
+                if left.is_set():
+                    break  # whoever asked has gone
                 with _of_prompt(number, request):
                     tokens = _token_array(encode())
                     found.append((tokens, prefixes.prefix(root, tokens, adapter)))
             return found
 
         ids = 0 if request.is_chat else sum(len(one) for one in request.prompts if not isinstance(one, str))
-        return await self.beside(max(request.characters, ids), read)
+        try:
+            return await self.beside(max(request.characters, ids), read)
+        finally:
+            left.set()
 
 
 def _encoder(

@@ -239,7 +239,7 @@ class RequestTable:
         if entry.failure is not None:
             self._shed += bool(entry.answers) and entry.shed
             self._failed += bool(entry.answers) and not entry.shed
-            log.info("request failed", request=name, trace=trace, reason=str(entry.failure))
+            log.info("request failed", request=name, trace=trace, reason=_loggable(entry.failure))
             return
         self._failed += entry.broken
         self._finished += not entry.broken
@@ -397,6 +397,13 @@ class RequestTable:
                 return
             del self._ended[name]
             self._ended_bytes -= entry.bytes_held
+
+
+def _loggable(error: TidePipeError) -> str:
+    """Why a request failed, for the log. What is wrong with it quotes it, and is for its caller alone."""
+    if isinstance(error, InvalidRequestError):
+        return f"{type(error).__name__}: {error.param or 'the request'}"
+    return str(error)
 
 
 def _foreseen(request: GenerationRequest, answers: Sequence[RunningAnswer]) -> int:

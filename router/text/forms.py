@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tidepipe_common.dialects.calling import (
     Function,
@@ -32,9 +33,11 @@ def answer_form(request: GenerationRequest, dialect: Dialect, thinking: Thinking
     wished, choice = request.sampling.structure, request.tool_choice
     forced = choice.mode == "required"
     chosen = forced or bool(choice.names) or not choice.parallel
+    tools = [read_tool(tool, number)["function"] for number, tool in enumerate(request.tools)]
+    _check_twice([tool["name"] for tool in tools])
     functions = []
     if request.callable and (chosen or any('"strict"' in tool for tool in request.tools)):
-        functions = [_function(number, tool) for number, tool in enumerate(request.tools)]
+        functions = [_function(tool) for tool in tools]
     if not chosen and not any(strict for _, strict in functions):
         if wished is None or thinking == "no":
             return wished
@@ -79,9 +82,6 @@ def _check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
         raise InvalidRequestError(
             f"tool_choice names {quoted(missing[0])}, which is none of the tools", "tool_choice"
         )
-    if len(known) < len(names):
-        twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise InvalidRequestError(f"two tools have the name {quoted(twice)}", "tools")
     if odd := [name for name in names if not _NAME.fullmatch(name)]:
         raise InvalidRequestError(
             "a tool whose calls are held to a form must have a name of letters, digits, '_', '-' and '.', at "
@@ -90,8 +90,14 @@ def _check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
         )
 
 
-def _function(number: int, tool: str) -> tuple[Function, bool]:
-    function = read_tool(tool, number)["function"]
+def _check_twice(names: Sequence[str]) -> None:
+    """A call of one of two would be either's."""
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise InvalidRequestError(f"two tools have the name {quoted(twice)}", "tools")
+
+
+def _function(function: Mapping[str, Any]) -> tuple[Function, bool]:
     name, parameters = function["name"], function.get("parameters") or {}
     if parameters.get("type", "object") != "object":
         raise InvalidRequestError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 import structlog
@@ -16,13 +16,15 @@ from stage_worker.sequence_spans import SequenceSpans
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 from tidepipe_common.codec.adapters import adapters_to_wire
 from tidepipe_common.codec.kv_transfer import orders_from_wire, piece_to_wire, wanted_from_wire
+from tidepipe_common.codec.numbers import strange_number
 from tidepipe_common.codec.plan import StartsAhead, news_to_wire, plan_from_wire
 from tidepipe_common.codec.shape import shape_to_wire
-from tidepipe_common.errors import IncompatibleError, UnavailableError
+from tidepipe_common.errors import IncompatibleError, InvalidRequestError, UnavailableError
 from tidepipe_common.limits import MESSAGE_BYTES
 from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.settings.defaults import MAX_BLOCK_SIZE, MAX_STEP_TOKENS
 from tidepipe_common.telemetry.traces import NO_TRACES, Traces
+from tidepipe_common.types.kv_transfer import MOST_LEASE_S
 from tidepipe_common.types.plan import PROTOCOL_VERSION, Heartbeat, StageNews
 
 if TYPE_CHECKING:
@@ -31,6 +33,11 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 HEARTBEAT_S = 1.0
+HELLO_S = 10.0
+"""For the first message of a stream, which its caller has when it begins."""
+LONGEST_PATIENCE_S = 600.0
+EPOCH_LEAP = 2**32
+"""A new epoch is at most so far above the one before: else one message uses up all that can follow."""
 
 EXIT_STUCK = 5
 
@@ -121,7 +128,8 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
                 raise IncompatibleError(f"epoch {request.epoch} is over; {self._newest} has begun since")
             self._newest = request.epoch
             if self._epoch is not None:
-                await self._end_epoch(self._epoch, request.patience_s or STOP_TIMEOUT_S)
+                patience_s = min(request.patience_s or STOP_TIMEOUT_S, LONGEST_PATIENCE_S)
+                await self._end_epoch(self._epoch, patience_s)
                 self._epoch = None
             spec = StageSpec(
                 index=request.stage_index,
@@ -182,6 +190,12 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
 
     def _check(self, request: stage_pb2.ConfigureRequest) -> None:
         about = self._backend.description
+        if fault := strange_number(request):
+            raise InvalidRequestError(f"{fault} cannot be")
+        if request.epoch > self._newest + EPOCH_LEAP:
+            raise IncompatibleError(
+                f"epoch {request.epoch} cannot follow {self._newest}: no controller has begun so many"
+            )
         if request.protocol_version != PROTOCOL_VERSION:
             raise IncompatibleError(
                 f"the controller speaks protocol version {request.protocol_version}, this worker "
@@ -211,8 +225,8 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         self, request_iterator: AsyncIterator[stage_pb2.RunRequest], context: Context
     ) -> AsyncIterator[stage_pb2.RunResponse]:
         """See stage.proto."""
-        hello = await anext(request_iterator)
-        epoch = self._current(hello.epoch)
+        epoch = self._current((await _first(request_iterator)).epoch)
+        release = epoch.take("controller")
         epoch.start()
         # Everything that ends or interrupts the wait comes through the one queue: a step's report costs one
         # wake-up, which matters when a step takes a few milliseconds on a core that has to compute as well.
@@ -231,6 +245,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
                     return
             raise IncompatibleError(f"epoch {epoch.number} is over; {self._newest} has begun since")
         finally:
+            release()
             for task in (reader, ended, heart):
                 task.cancel()
             await asyncio.gather(reader, ended, heart, return_exceptions=True)
@@ -239,19 +254,22 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         # Also between reports: they say nothing of memory.
         while True:
             step_id, seconds = epoch.running
-            epoch.reports.put_nowait(Heartbeat(self._rss(), step_id, seconds))
+            epoch.reports.tell(Heartbeat(self._rss(), step_id, seconds))
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _read_plans(self, epoch: Epoch, requests: AsyncIterator[stage_pb2.RunRequest]) -> None:
         ahead = StartsAhead()
         async for request in requests:
             self._require(epoch, request.epoch)
-            ahead.add(request.starts)
-            if (orders := orders_from_wire(request)) is not None:
-                try:
+            try:
+                ahead.add(request.starts)
+            except ValueError as error:
+                raise IncompatibleError(str(error)) from error
+            try:
+                if (orders := orders_from_wire(request)) is not None:
                     epoch.transfers.order(orders)
-                except ValueError as error:
-                    raise IncompatibleError(f"KV blocks that travel: {error}") from error
+            except ValueError as error:
+                raise IncompatibleError(f"KV blocks that travel: {error}") from error
             if not request.HasField("plan"):
                 continue
             try:
@@ -263,16 +281,19 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         self, request_iterator: AsyncIterator[stage_pb2.ForwardRequest], context: Context
     ) -> stage_pb2.ForwardResponse:
         """See stage.proto."""
-        hello = await anext(request_iterator)
-        epoch = self._current(hello.epoch)
+        epoch = self._current((await _first(request_iterator)).epoch)
         steps = 0
-        async for request in request_iterator:
-            self._require(epoch, request.epoch)
-            try:
-                epoch.add_activation(request.step_id, request.hidden)
-            except QueueOverflowError as error:
-                raise IncompatibleError(str(error)) from error
-            steps += 1
+        release = epoch.take("stage before")
+        try:
+            async for request in request_iterator:
+                self._require(epoch, request.epoch)
+                try:
+                    epoch.add_activation(request.step_id, request.hidden)
+                except QueueOverflowError as error:
+                    raise IncompatibleError(str(error)) from error
+                steps += 1
+        finally:
+            release()
         return stage_pb2.ForwardResponse(steps=steps)
 
     async def FetchBlocks(  # noqa: N802
@@ -280,9 +301,11 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
     ) -> AsyncIterator[stage_pb2.FetchBlocksResponse]:
         """See stage.proto."""
         epoch = self._current(request.epoch)
-        async for piece in epoch.transfers.serve(wanted_from_wire(request)):
-            self._require(epoch, request.epoch)
-            yield piece_to_wire(piece)
+        # No grant stands for longer; who takes nothing holds a place among those that are served.
+        async with asyncio.timeout(MOST_LEASE_S):
+            async for piece in epoch.transfers.serve(wanted_from_wire(request)):
+                self._require(epoch, request.epoch)
+                yield piece_to_wire(piece)
 
     def _current(self, number: int) -> Epoch:
         if self._epoch is None or self._epoch.number != number:
@@ -313,6 +336,20 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
                 except Exception as error:
                     log.warning("the epoch did not end well", epoch=self._epoch.number, reason=repr(error))
                 self._epoch = None
+
+
+Request = TypeVar("Request")
+
+
+async def _first(requests: AsyncIterator[Request]) -> Request:
+    """The message that opens a stream. InvalidRequestError: there is none, or it does not come."""
+    try:
+        async with asyncio.timeout(HELLO_S):
+            return await anext(requests)
+    except StopAsyncIteration:
+        raise InvalidRequestError("the call ended without a message") from None
+    except TimeoutError:
+        raise InvalidRequestError(f"the call brought no message within {HELLO_S:g} s") from None
 
 
 async def _tell_when(happened: asyncio.Event, reports: asyncio.Queue[StageNews | None]) -> None:

@@ -139,6 +139,9 @@ class SequenceTables:
         blocks: npt.NDArray[np.integer],
     ) -> None:
         ends = first + counts
+        if blocks.max(initial=0) > self._kv_blocks:
+            row = int(blocks.argmax())
+            raise PlanError(f"sequence {keys[row]} would have {blocks[row]} of {self._kv_blocks} KV blocks")
         gaps = np.flatnonzero(first != lengths)
         if len(gaps):
             row = gaps[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import threading
 import weakref
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from stage_worker.api.servicer import StageServicer
 from stage_worker.executors.protocol import Executor, StageSpec
 from tests.fakes.stage_backend import SHAPE, FakeBackend, FakeExecutor
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
+from tidepipe_common.codec.plan import plan_requests
 from tidepipe_common.errors import IncompatibleError
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.server import RpcServer
@@ -198,3 +200,40 @@ async def test_stages_with_different_models_or_protocols_are_refused_by_name() -
         await stub.Configure(stage_pb2.ConfigureRequest(**GOOD), timeout=5)
         with pytest.raises(grpc.aio.AioRpcError, match="epoch 7 is over"):
             await stub.Configure(stage_pb2.ConfigureRequest(**GOOD), timeout=5)
+
+
+async def test_what_no_controller_says_is_refused_and_the_epoch_goes_on() -> None:
+    """Streams without a word, a second caller, numbers that cannot be, an epoch that none could follow."""
+
+    async def ends(call: Any) -> tuple[grpc.StatusCode, str]:
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await (call.read() if hasattr(call, "read") else call)
+        return ended.value.code(), str(ended.value.details())
+
+    invalid, precondition = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
+    async with worker(FakeBackend()) as address, open_channel(address) as channel:
+        stub = stage_pb2_grpc.StageServiceStub(channel)
+        for wrong, code in (({"patience_s": math.nan}, invalid), ({"epoch": 2**64 - 1}, precondition)):
+            request = stage_pb2.ConfigureRequest(**(GOOD | wrong))
+            assert (await ends(stub.Configure(request, timeout=5)))[0] is code
+        await stub.Configure(stage_pb2.ConfigureRequest(**GOOD), timeout=5)
+        controller, before = stub.Run(timeout=20), stub.Forward(timeout=20)
+        await controller.write(stage_pb2.RunRequest(epoch=7))
+        assert (await controller.read()).HasField("heartbeat")
+        await before.write(stage_pb2.ForwardRequest(epoch=7))
+        hello, activations = stage_pb2.RunRequest(epoch=7), stage_pb2.ForwardRequest(epoch=7)
+        for call, code, why in (
+            (stub.Run(iter(()), timeout=5), invalid, "without a message"),
+            (stub.Forward(iter(()), timeout=5), invalid, "without a message"),
+            (stub.Run(iter([hello]), timeout=5), precondition, "has its controller already"),
+            (stub.Forward(iter([activations]), timeout=5), precondition, "has its stage before already"),
+        ):
+            ended, details = await ends(call)
+            assert ended is code and why in details
+        for request in plan_requests(7, plan(1), first=True, last=True):
+            await controller.write(request)
+        while not (message := await controller.read()).HasField("step"):
+            pass
+        assert message.step.step_id == 1
+        before.cancel()
+        controller.cancel()

@@ -107,6 +107,10 @@ async def test_a_stranger_calls_no_service_and_reads_no_file(
         async with httpx.AsyncClient(base_url=f"http://{cluster.http_address}", trust_env=False) as http:
             form = {"data": {"purpose": "batch"}, "files": {"file": ("in.jsonl", b"a secret prompt")}}
             assert (await http.post("/v1/files", **form)).status_code == 200  # type: ignore[arg-type]
+            tool = {"type": "function", "function": {"name": "a secret prompt"}}
+            chat = {"messages": [{"role": "user", "content": "hi"}], "tools": [tool, tool]}
+            answer = await http.post("/v1/chat/completions", json=chat)
+            assert answer.status_code == 400 and "a secret prompt" in answer.json()["error"]["message"]
 
         (token,) = run_dir.glob("token-*")
         secret = token.read_text().strip()
@@ -119,5 +123,6 @@ async def test_a_stranger_calls_no_service_and_reads_no_file(
             if file.lstat().st_mode & 0o077
         ]
         assert not readable
-        assert not any(secret in file.read_text() for file in run_dir.glob("*.log"))
+        logs = [file.read_text() for file in run_dir.glob("*.log")]
+        assert not any(secret in log or "a secret prompt" in log for log in logs)
     assert not token.exists()

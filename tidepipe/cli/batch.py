@@ -49,8 +49,11 @@ def batch(
 
     Example: `tidepipe batch IN.jsonl -o OUT.jsonl --model smollm2-135m --stages 2`
     """
-    from tidepipe.batch.places import check_places  # late, so that `tidepipe --help` stays quick
+    # Late, so that `tidepipe --help` stays quick.
+    from tidepipe.batch.places import check_places
+    from tidepipe_common.regular_files import check_writable
 
+    check_writable(trace)
     check_places(source, output)
     if output.is_symlink():
         output = output.resolve()  # what it leads to is written, and the link stays

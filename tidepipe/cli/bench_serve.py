@@ -12,6 +12,9 @@ from tidepipe.cli.client_options import client_options
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
 from tidepipe.cli.options import Arrivals, AsJson, Attainment, MaxTotal, WorkloadSource
 from tidepipe.cli.run import run
+from tidepipe_common.numerals import NumberRange
+
+_RATES = NumberRange.within(False, 0.001, None)
 
 if TYPE_CHECKING:
     from workloads.loadgen.figures import Figures
@@ -92,11 +95,13 @@ def serve(
 async def _serve(given: dict[str, Any]) -> int:
     # Late, so that `tidepipe --help` stays quick.
     from tidepipe.cli.waiting import Waiting
+    from tidepipe_common.regular_files import check_writable
     from workloads.arrivals import parse_arrivals
     from workloads.loadgen.figures import figures_of
     from workloads.loadgen.requests import Load, read_load_workload
     from workloads.loadgen.run import find_goodput, send_watched
 
+    check_writable(given["plot"], folder=True)
     points = _rates(given["rate"], given["rates"])
     kind = parse_arrivals(given["arrivals"])
     target = _target(given)
@@ -142,13 +147,11 @@ def _rates(rate: float | None, rates: str | None) -> list[float]:
 
     if rates is None:
         return [1.0 if rate is None else rate]
-    try:
-        points = [float(part) for part in rates.split(",")]
-    except ValueError:
-        points = []
-    if rate is not None or not points or min(points) <= 0:
+    points = [_RATES.parse(part) for part in rates.split(",")]
+    good = [point for point in points if point is not None and point in _RATES]
+    if rate is not None or len(good) < len(points):
         raise ConfigError(f"give --rate, or --rates with numbers above 0 such as 1,2,4; got {rates!r}")
-    return points
+    return good
 
 
 def _target(given: dict[str, Any]) -> Target:

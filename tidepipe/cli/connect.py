@@ -19,16 +19,23 @@ def waiting_for(endpoint: str) -> str:
 
 
 async def connected(
-    endpoint: str, *, retry: RetryPolicy | None = None, credentials: Credentials | None = None
+    endpoint: str,
+    *,
+    retry: RetryPolicy | None = None,
+    credentials: Credentials | None = None,
+    within_s: float = CONNECT_TIMEOUT_S,
 ) -> AsyncClient:
     """A client of the router at HOST:PORT, which somebody is told of if it takes time to answer.
 
-    retry, credentials: as of AsyncClient. UnavailableError if none answers.
+    retry, credentials: as of AsyncClient. within_s: what its user has left. UnavailableError if none answers.
     """
     # Late, so that `tidepipe --help` stays quick.
     from tidepipe.client.async_client import AsyncClient
 
     async with named_if_slow(waiting_for(endpoint)):
         return await AsyncClient.connect(
-            endpoint, connect_timeout=CONNECT_TIMEOUT_S, retry=retry, credentials=credentials
+            endpoint,
+            connect_timeout=min(CONNECT_TIMEOUT_S, within_s),
+            retry=retry,
+            credentials=credentials,
         )

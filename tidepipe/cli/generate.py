@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tidepipe.client.types import StreamEvent
 
 _MAX_TOKENS = 256
+_LEAST_S = 0.001
 _SEEDS = NumberRange.within(True, -(2**63), 2**64 - 1)
 _DIM, _USUAL = "\x1b[2m", "\x1b[22m"
 
@@ -52,6 +54,7 @@ def generate(
     Example: `tidepipe generate "Why is the sea salty?" --endpoint 127.0.0.1:7070`
     """
     text = sys.stdin.read() if prompt == "-" else prompt
+    ends = time.monotonic() + timeout
     parameters = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -60,10 +63,9 @@ def generate(
         "seed": seed,
         "stop": stop or (),
         "model": model,
-        "timeout": timeout,
     }
     turns = [{"role": "system", "content": system}] if system else []
-    run(_stream(endpoint, [*turns, {"role": "user", "content": text}] if chat else text, parameters))
+    run(_stream(endpoint, [*turns, {"role": "user", "content": text}] if chat else text, parameters, ends))
 
 
 def _shown(event: StreamEvent) -> str:
@@ -75,13 +77,15 @@ def _shown(event: StreamEvent) -> str:
     return "".join(texts)
 
 
-async def _stream(endpoint: str, prompt: Any, parameters: dict[str, Any]) -> int:
+async def _stream(endpoint: str, prompt: Any, parameters: dict[str, Any], ends: float) -> int:
+    """ends: when its user's patience does, by the monotonic clock."""
     # Late, so that `tidepipe --help` stays quick.
     from tidepipe.client.errors import RequestCancelledError
 
     shown = sys.stdout.isatty()
-    async with await connected(endpoint) as client:
-        async with client.stream(prompt, **parameters) as stream:
+    async with await connected(endpoint, within_s=ends - time.monotonic()) as client:
+        left_s = max(_LEAST_S, round(ends - time.monotonic(), 2))
+        async with client.stream(prompt, timeout=left_s, **parameters) as stream:
             async for event in stream:
                 # A model may write what steers a terminal; into files and pipes it goes as it is.
                 print(_shown(event) if shown else event.text, end="", flush=True)

@@ -169,6 +169,7 @@ def plan(
     from simulator.planner import Examiner, Search, make_plan
     from simulator.workers import Workers
     from tidepipe.cli.waiting import Waiting
+    from tidepipe_common.regular_files import check_writable
     from workloads.arrivals import parse_arrivals
 
     slo = SloTarget(ttft_ms / 1000, tpot_ms / 1000)
@@ -180,10 +181,12 @@ def plan(
     examiner = Examiner(fleet, question, deadline)
     examiner.check(rate)
     # Before the search, so that no answer is lost for want of a place to write to.
+    check_writable(plot, folder=True)
     if plot:
         plot.mkdir(parents=True, exist_ok=True)
     if write and (write.is_dir() or not write.parent.is_dir()):
         raise ConfigError(f"--write {write}: give a file in a folder that is there")
+    check_writable(write)
     with Waiting("planning") as waiting:
         with Workers(examiner, processes, deadline) as workers:
 

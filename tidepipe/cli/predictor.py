@@ -41,7 +41,9 @@ def train(
     from predictor.training.dataset import read_answers
     from predictor.training.report import train_into
     from predictor.training.trees import Settings
+    from tidepipe_common.regular_files import check_writable
 
+    check_writable(output, folder=True)
     observations = read_answers(data)
     settings = Settings(threads=threads, seed=seed)
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:

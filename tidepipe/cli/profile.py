@@ -16,6 +16,7 @@ import typer
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.options import AsJson
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.regular_files import check_writable
 
 if TYPE_CHECKING:
     from stage_worker.profiling.check import Check
@@ -68,6 +69,11 @@ def profile(
 
     Example: `tidepipe profile --model smollm2-135m --stages 2`
     """
+    if output is not None and (not output.name or output.suffix not in ("", ".csv", ".json")):
+        raise ConfigError(f"--output must be a file that ends in .csv or .json, got {output}")
+    if output is not None:
+        for suffix in (".csv", ".json"):
+            check_writable(output.with_suffix(suffix))
     # Late, so that `tidepipe --help` stays quick.
     import json
 
@@ -76,8 +82,6 @@ def profile(
     from tidepipe_common.latency.profile_file import profile_fields, write_profile
     from tidepipe_common.model_source import resolve_model
 
-    if output is not None and output.suffix not in ("", ".csv", ".json"):
-        raise ConfigError(f"--output must end in .csv or .json, got {output.name}")
     threads = threads or max(1, (os.cpu_count() or 1) // stages)
     session = ProfilingSession(
         model, stages=stages, device=device, dtype=dtype, threads=threads, quantization=quantization

@@ -98,9 +98,12 @@ def offline(
     from tidepipe_common.latency.files import read_shape
     from tidepipe_common.latency.hardware import hardware as find_hardware
     from tidepipe_common.latency.profile_file import read_profile
+    from tidepipe_common.regular_files import check_writable
     from tidepipe_common.telemetry.chrome_trace import write_chrome_trace
     from workloads.files import open_workload
 
+    check_writable(plot, folder=True)
+    check_writable(trace)
     names = POLICIES if policy == "all" else tuple(part.strip() for part in policy.split(","))
     for name in names:
         if name not in POLICIES:

@@ -93,9 +93,11 @@ def online(
     from tidepipe_common.latency.files import read_shape
     from tidepipe_common.latency.hardware import hardware as find_hardware
     from tidepipe_common.latency.profile_file import read_profile
+    from tidepipe_common.regular_files import check_writable
     from workloads.arrivals import parse_arrivals
     from workloads.files import open_workload
 
+    check_writable(plot, folder=True)
     if definition not in ("ecoserve", "classical"):
         raise ConfigError(f"unknown definition {definition!r}; known: ecoserve, classical")
     spec = ClusterSpec(

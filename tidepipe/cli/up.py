@@ -40,7 +40,9 @@ async def _serve(settings: dict[str, Any], trace: Path | None) -> int:
     from launcher.renewal import Renewal
     from tidepipe.cli.local_cluster import start_cluster
     from tidepipe_common.descriptors import limit, shares, too_few
+    from tidepipe_common.regular_files import check_writable
 
+    check_writable(trace)
     async with start_cluster(settings) as cluster:
         if cluster.tls_folder is not None:
             print(f"certificates for clients: {cluster.tls_folder}", file=sys.stderr, flush=True)

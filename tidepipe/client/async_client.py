@@ -91,7 +91,8 @@ class AsyncClient:
                 await client._open_channel().channel_ready()
         except TimeoutError as error:
             await client.close()
-            raise UnavailableError(await asyncio.to_thread(no_answer, endpoint, credentials)) from error
+            why = await asyncio.to_thread(no_answer, endpoint, credentials, connect_timeout / 4)
+            raise UnavailableError(why) from error
         except BaseException:
             await client.close()
             raise

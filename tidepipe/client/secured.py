@@ -36,14 +36,14 @@ def client_credentials(
     )
 
 
-def no_answer(endpoint: str, credentials: Credentials | None) -> str:
+def no_answer(endpoint: str, credentials: Credentials | None, ask_s: float = _ASK_S) -> str:
     """Why a connection may have failed; TLS alone does not say more to those whom it turns away.
 
-    Takes up to some seconds: call it in a thread where others wait.
+    ask_s: for the answer of whoever is there, _ASK_S at most. Call it in a thread where others wait.
     """
     if why := _not_found(endpoint):
         return f"no TidePipe router at {endpoint}: {why}"
-    if _speaks_http(endpoint, (credentials or own()).secure):
+    if _speaks_http(endpoint, (credentials or own()).secure, min(ask_s, _ASK_S)):
         return (
             f"{endpoint} is an HTTP port; TidePipe's commands and SDK speak gRPC: "
             "give the address behind `grpc=` in the line that `tidepipe up` printed"
@@ -70,11 +70,11 @@ def _not_found(endpoint: str) -> str:
     return ""
 
 
-def _speaks_http(endpoint: str, secure: bool) -> bool:
+def _speaks_http(endpoint: str, secure: bool, ask_s: float) -> bool:
     """True if a web server answers there. It is told nothing, so its certificate does not matter."""
     host, _, port = endpoint.rpartition(":")
     with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as stack:
-        connection = stack.enter_context(socket.create_connection((host.strip("[]"), int(port)), _ASK_S))
+        connection = stack.enter_context(socket.create_connection((host.strip("[]"), int(port)), ask_s))
         if secure:
             context = ssl.create_default_context()
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

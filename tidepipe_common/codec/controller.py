@@ -24,7 +24,13 @@ from tidepipe_common.codec.sampling import (
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.latency.work import StepCosts
 from tidepipe_common.lengths.prompt import DENSE, MAX_BUCKETS, PromptFeatures
-from tidepipe_common.limits import MAX_PRIORITY, MAX_SEQUENCE_ID_CHARACTERS, check_characters, check_count
+from tidepipe_common.limits import (
+    MAX_HANDED_OVER,
+    MAX_PRIORITY,
+    MAX_SEQUENCE_ID_CHARACTERS,
+    check_characters,
+    check_count,
+)
 from tidepipe_common.prefix import KEY_BYTES
 from tidepipe_common.telemetry.traces import MAX_CONTEXT_CHARACTERS
 from tidepipe_common.text.text import quoted
@@ -84,6 +90,11 @@ def spec_to_wire(
     )
 
 
+def count_sequences(request: pb.SubmitSequencesRequest) -> None:
+    """Raise InvalidRequestError if more are handed over than a message has room for."""
+    check_count("sequences", len(request.sequences), MAX_HANDED_OVER, "sequences")
+
+
 def check_spec(spec: pb.SequenceSpec) -> None:
     """Raise InvalidRequestError if it carries more than it may, so that it fails, and nobody with it."""
     check_characters("sequence_id", spec.sequence_id, MAX_SEQUENCE_ID_CHARACTERS)
@@ -98,6 +109,30 @@ def check_spec(spec: pb.SequenceSpec) -> None:
     if spec.HasField("kv"):
         check_handle(spec.kv)
     check_features(spec.prompt_features)
+
+
+def check_values(
+    prompt: Sequence[int], output: Sequence[int], sampling: SamplingParams, vocab_size: int
+) -> None:
+    """Raise InvalidRequestError if a sequence names tokens that its model has not, or cannot be sampled so.
+
+    A stage that is told of it ends the step, and with it everybody's epoch. vocab_size: 0: not known.
+    """
+    sampling.check()
+    if not vocab_size:
+        return
+    sampling.check_vocabulary(vocab_size)
+    marks = sampling.thought
+    named = {
+        "prompt_token_ids": prompt,
+        "output_token_ids": output,
+        "thought": () if marks is None else (*marks.begins, *marks.ends, *marks.forced),
+    }
+    for name, ids in named.items():
+        if (largest := max(ids, default=0)) >= vocab_size:
+            raise InvalidRequestError(
+                f"{name} has token id {largest}, but the vocabulary ends at {vocab_size - 1}", name
+            )
 
 
 def check_loan(request: pb.LendPrefixRequest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tidepipe.v1 import controller_pb2, stage_pb2
+from tidepipe_common.codec.numbers import strange_number
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import check_characters, check_count
 from tidepipe_common.prefix import KEY_BYTES
@@ -155,9 +156,19 @@ def _fetch_to_wire(fetch: KvFetch) -> stage_pb2.KvFetch:
 
 
 def orders_from_wire(message: stage_pb2.RunRequest) -> KvOrders | None:
-    """Protobuf to domain; None if the message has none."""
+    """Protobuf to domain; None if the message has none. ValueError: one of them cannot be."""
     if not (message.grants or message.revoked_tickets or message.fetches):
         return None
+    tickets = [
+        *message.revoked_tickets,
+        *[one.ticket for one in message.grants],
+        *[one.ticket for one in message.fetches],
+    ]
+    if any(len(ticket) > TICKET_BYTES for ticket in tickets):
+        raise ValueError(f"a ticket has {TICKET_BYTES} bytes")
+    for one in message.fetches:
+        if fault := strange_number(one):
+            raise ValueError(f"fetch {one.fetch_id} has {fault}, which cannot be")
     return KvOrders(
         tuple(
             KvGrant(one.ticket.hex(), tuple(one.blocks), one.after_step, one.total) for one in message.grants
@@ -170,7 +181,7 @@ def orders_from_wire(message: stage_pb2.RunRequest) -> KvOrders | None:
                 one.first,
                 tuple(one.blocks),
                 one.after_step,
-                one.timeout_s,
+                min(one.timeout_s, MOST_LEASE_S),
                 tuple(
                     KvStage(part.address, part.layer_begin, part.layer_end, part.epoch) for part in one.parts
                 ),

@@ -16,6 +16,7 @@ from tidepipe_common.codec.sampling import (
     sampling_to_wire,
 )
 from tidepipe_common.limits import PIECE_BYTES
+from tidepipe_common.settings.defaults import MAX_STEP_TOKENS
 from tidepipe_common.types.kv_transfer import KvFetched
 from tidepipe_common.types.length_signal import LengthSignal
 from tidepipe_common.types.plan import (
@@ -37,6 +38,8 @@ from tidepipe_common.types.prompt_reading import PromptPiece
 
 MAX_HISTORY_TOKENS = PIECE_BYTES // 8
 """Of one start that is sent ahead; an id takes five bytes at most."""
+MAX_AHEAD_BYTES = 512 * 1024 * 1024
+"""Of all starts that are sent ahead of one plan; a sequence's history has four bytes a token there."""
 
 _PHASE_TO_WIRE: dict[Phase, controller_pb2.Phase.ValueType] = {
     Phase.IDLE: controller_pb2.PHASE_UNSPECIFIED,
@@ -149,17 +152,23 @@ class StartsAhead:
 
     def __init__(self) -> None:
         self._starts: dict[int, stage_pb2.SequenceStart] = {}
+        self._bytes = 0
 
     def add(self, starts: Iterable[stage_pb2.SequenceStart]) -> None:
-        """More of them, or more of one's history."""
+        """More of them, or more of one's history. ValueError: more than any step begins with."""
         for start in starts:
+            self._bytes += start.ByteSize()
+            if self._bytes > MAX_AHEAD_BYTES or len(self._starts) > MAX_STEP_TOKENS:
+                raise ValueError(
+                    f"{len(self._starts)} sequences, {self._bytes} bytes, were sent ahead of one plan"
+                )
             known = self._starts.setdefault(start.sequence_key, start)
             if known is not start:
                 known.history_token_ids.extend(start.history_token_ids)
 
     def take(self) -> list[stage_pb2.SequenceStart]:
         """All that came since the last plan."""
-        starts, self._starts = list(self._starts.values()), {}
+        starts, self._starts, self._bytes = list(self._starts.values()), {}, 0
         return starts
 
 

@@ -55,7 +55,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         one_message = not handler.request_streaming
         incoming = "unary" if one_message else "stream"
-        # Services are believed; what clients may send has a measure.
+        # Services may say more at once than clients.
         counted = bool(rule_of(method).key_roles)
         if (parse := handler.request_deserializer) is not None:
             # Who reads a stream message by message is told of one that is none where it reads.

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from tidepipe.v1 import controller_pb2
 from tidepipe_common.codec.controller import update_to_wire
-from tidepipe_common.limits import PIECE_BYTES
+from tidepipe_common.errors import OverloadedError
+from tidepipe_common.limits import MAX_ADDRESS_CHARACTERS, PIECE_BYTES, check_characters
 from tidepipe_common.types.kv_transfer import KvHandle
 from tidepipe_common.types.logprob_log import LogprobLog
 from tidepipe_common.types.prompt_reading import PromptLog, PromptLogprobs
@@ -35,6 +36,11 @@ MAX_UPDATE_TOKENS = 4096
 What is more comes in several."""
 MAX_UPDATE_PROMPT = 64 * 1024
 """Log-probabilities of a prompt in one update: half a megabyte."""
+MAX_ROUTERS = 1024
+"""That are heard of within ABANDONED_AFTER_S."""
+RETRY_AFTER_MS = 1000
+TURN = 512
+"""Ids that are worked through before others get their turn."""
 UPDATES_PER_MESSAGE = 512
 IDS_PER_MESSAGE = 1024
 
@@ -172,8 +178,17 @@ class ResultsHub:
         return 0 if box is None else box.ordinal
 
     def mailbox(self, router_id: str) -> Mailbox:
-        """The router's mailbox."""
-        return self.mailboxes.setdefault(router_id, Mailbox())
+        """The router's mailbox; a new one for who has none.
+
+        InvalidRequestError for what names no router, OverloadedError if there are too many.
+        """
+        box = self.mailboxes.get(router_id)
+        if box is None:
+            check_characters("router_id", router_id, MAX_ADDRESS_CHARACTERS)
+            if len(self.mailboxes) >= MAX_ROUTERS:
+                raise OverloadedError(f"{MAX_ROUTERS} routers are served already", RETRY_AFTER_MS)
+            box = self.mailboxes[router_id] = Mailbox()
+        return box
 
     def emit(
         self,
@@ -347,6 +362,14 @@ class ResultsHub:
 
     def _any_late(self, now: float, patience_s: float) -> bool:
         return any(box.late(now, patience_s) for box in self.mailboxes.values())
+
+
+async def in_turns(work: Callable[[str], None], ids: Sequence[str]) -> None:
+    """`work` on each of them; of many the event loop's other tasks go on in between."""
+    for place, one in enumerate(ids, start=1):
+        work(one)
+        if not place % TURN:
+            await asyncio.sleep(0)
 
 
 async def stream_results(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from tidepipe_common.aside import INLINE_BYTES, ROOM, beside
 from tidepipe_common.errors import InvalidRequestError
-from tidepipe_common.limits import MAX_CALL_FIELDS
+from tidepipe_common.limits import MAX_CALL_FIELDS, MAX_SERVICE_FIELDS
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_SHIFT = 63
@@ -28,19 +29,19 @@ class Unread:
         self._parse = parse
 
     async def read(self, *, counted: bool) -> Any:
-        """The message. counted: it may have MAX_CALL_FIELDS fields only.
+        """The message. counted: a client's, which may have MAX_CALL_FIELDS fields only; else
+        MAX_SERVICE_FIELDS.
 
         InvalidRequestError if it is none, OverloadedError if too much waits to be read.
         """
+        most = MAX_CALL_FIELDS if counted else MAX_SERVICE_FIELDS
         with ROOM.share() as share:
             share.grow(len(self._raw))
-            return await beside(len(self._raw), self._counted if counted else self._read)
+            return await beside(len(self._raw), partial(self._read, most, counted))
 
-    def _counted(self) -> Any:
-        check_fields(self._raw, _descriptor(self._parse))
-        return self._read()
-
-    def _read(self) -> Any:
+    def _read(self, most: int, counted: bool) -> Any:
+        if counted or len(self._raw) > INLINE_BYTES:
+            check_fields(self._raw, _descriptor(self._parse), most)
         raw, self._raw = self._raw, b""
         return read_message(self._parse, raw)
 

@@ -248,8 +248,10 @@ class ClusterConfig(Strict):
             raise ValueError("quantization is for --executor torch; emulated workers compute nothing")
         if self.lora is not None:
             self._fit_adapters(self.lora)
-        if self.fabric is not None and self.executor == "emulated":
-            raise ValueError("fabric is for --executor torch; emulated workers have no devices")
+        if self.quantization is not None and self.device.startswith("cuda"):
+            raise ValueError(f"quantization {self.quantization} is for CPUs, not for {self.device}")
+        if self.fabric is not None:
+            self._fit_fabric(self.fabric)
         targets = self.ttft_ms is not None or self.tpot_ms is not None
         by_itself = self.routing is None and self.policy == "auto" and targets
         known = by_itself or self.routing in defaults.ROUTING_WITH_ROLES
@@ -269,6 +271,13 @@ class ClusterConfig(Strict):
             raise ValueError(f"{flag} is for --engine vllm")
         return self
 
+    def _fit_fabric(self, fabric: str) -> None:
+        if self.executor == "emulated":
+            raise ValueError("fabric is for --executor torch; emulated workers have no devices")
+        moves = "cuda" if fabric == "nccl" else "cpu"
+        if self.device != "auto" and self.device.partition(":")[0] != moves:
+            raise ValueError(f"fabric {fabric} moves activations between {moves} devices, not {self.device}")
+
     def _fit_places(self) -> None:
         if self.http_port and self.http_port == self.grpc_port:
             raise ValueError(f"http_port and grpc_port are both {self.http_port}; choose another for one")
@@ -286,8 +295,8 @@ class ClusterConfig(Strict):
             )
         if self.routing == "taichi" and not (self.prefill_instances and self.prefill_policy_settings):
             raise ValueError(
-                "routing taichi tells instances apart by the tokens of their steps, and all have the same: "
-                "give --prefill-instances P and --prefill-policy-settings token_budget=1024"
+                f"{defaults.ALL_ALIKE}: give --prefill-instances P and --prefill-policy-settings "
+                "token_budget=1024"
             )
 
     def _upstreams_fit(self) -> None:

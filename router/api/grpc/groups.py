@@ -131,20 +131,23 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
     async def SetPolicies(  # noqa: N802
         self, request: pb.SetPoliciesRequest, context: Context
     ) -> pb.SetPoliciesResponse:
-        """Routing, and scheduling in the instances. A wrong routing name changes nothing."""
+        """Routing, and scheduling in the instances. A wrong name changes nothing."""
         grouping = self._grouping
         links = (
             [grouping.registry.link(request.instance_id)] if request.instance_id else list(grouping.registry)
         )
         if request.routing:
             for model in grouping.models:
-                model.dispatcher.handle(SetPolicy(request.routing))
+                model.dispatcher.scheduler.check_policy(request.routing)
         if request.instance_policy:
             for link in links:
                 try:
                     await link.client.choose_policy(request.instance_policy, POLICY_TIMEOUT_S)
                 except TidePipeError as error:
                     raise type(error)(f"{link.instance_id}: {error}") from error
+        if request.routing:
+            for model in grouping.models:
+                model.dispatcher.handle(SetPolicy(request.routing))
         policies = {link.instance_id: _policy(link) for link in grouping.registry}
         if request.instance_policy:
             policies |= {link.instance_id: request.instance_policy for link in links}

@@ -20,14 +20,14 @@ from router.scheduler.instance_report import FOREVER
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
 from tidepipe_common.codec.adapters import adapters_to_wire
-from tidepipe_common.codec.controller import check_spec, costs_to_wire
+from tidepipe_common.codec.controller import check_spec, check_values, costs_to_wire, count_sequences
 from tidepipe_common.codec.plan import phase_to_wire
 from tidepipe_common.codec.prompt import prompt_from_wire
 from tidepipe_common.codec.sampling import sampling_from_wire
 from tidepipe_common.errors import InvalidRequestError, UnavailableError
 from tidepipe_common.prefix import INLINE_TOKENS
 from tidepipe_common.rpc.called import called_instance
-from tidepipe_common.rpc.results import stream_results
+from tidepipe_common.rpc.results import in_turns, stream_results
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
@@ -75,20 +75,19 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         host = self._called(context)
         # Beside the loop: others' streams go on meanwhile.
         tokens = sum(len(spec.prompt_token_ids) for spec in request.sequences)
+        count_sequences(request)
         prefixes = (
-            _find_prefixes(host.model, request)
+            _read(host.model, request)
             if tokens <= INLINE_TOKENS
-            else await asyncio.to_thread(_find_prefixes, host.model, request)
+            else await asyncio.to_thread(_read, host.model, request)
         )
         host.note_ordinal(request.router_id, request.ordinal)
         verdicts = []
         for spec, prefix in zip(request.sequences, prefixes, strict=True):
             verdict = pb.SubmitVerdict(sequence_id=spec.sequence_id)
             verdicts.append(verdict)
-            try:
-                check_spec(spec)
-            except InvalidRequestError as error:
-                verdict.outcome, verdict.reason = pb.SubmitVerdict.OUTCOME_INVALID, str(error)
+            if isinstance(prefix, InvalidRequestError):
+                verdict.outcome, verdict.reason = pb.SubmitVerdict.OUTCOME_INVALID, str(prefix)
                 continue
             taken = host.take(request.router_id, _sequence(host, spec, prefix))
             verdict.outcome = (
@@ -102,10 +101,8 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
     ) -> pb.CancelSequencesResponse:
         """End sequences."""
         host = self._called(context)
-        for name in request.sequence_ids:
-            host.cancel(name)
-        for name in request.ended_sequence_ids:
-            host.hub.acknowledge(name)
+        await in_turns(host.cancel, request.sequence_ids)
+        await in_turns(host.hub.acknowledge, request.ended_sequence_ids)
         return pb.CancelSequencesResponse()
 
     async def ExportSequences(  # noqa: N802
@@ -197,10 +194,20 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         return report
 
 
-def _find_prefixes(model: ServedModel, request: pb.SubmitSequencesRequest) -> list[PromptPrefix]:
-    return [
-        model.prefixes.prefix(one.prefix_root, one.prompt_token_ids, one.adapter) for one in request.sequences
-    ]
+def _read(model: ServedModel, request: pb.SubmitSequencesRequest) -> list[PromptPrefix | InvalidRequestError]:
+    """By what the beginnings of prompts are found; of sequences that nobody can take why."""
+    vocab_size = 0 if model.facts is None else model.facts.vocab_size
+    found: list[PromptPrefix | InvalidRequestError] = []
+    for one in request.sequences:
+        try:
+            check_spec(one)
+            sampling = sampling_from_wire(one.sampling)
+            check_values(one.prompt_token_ids, one.output_token_ids, sampling, vocab_size)
+        except InvalidRequestError as error:
+            found.append(error)
+        else:
+            found.append(model.prefixes.prefix(one.prefix_root, one.prompt_token_ids, one.adapter))
+    return found
 
 
 def _sequence(host: UpstreamHost, spec: pb.SequenceSpec, prefix: PromptPrefix) -> ForwardedSequence:

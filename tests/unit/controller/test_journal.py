@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from controller.runtime.journal import VERSION, Journal, read_checked, read_scheduler_spec
+from controller.runtime.journal import (
+    VERSION,
+    Journal,
+    check_journal,
+    open_journal,
+    read_checked,
+    read_scheduler_spec,
+)
 from controller.scheduler.actions import Action, Dispatch
 from controller.scheduler.events import (
     Event,
@@ -123,3 +130,21 @@ def test_a_journal_without_its_settings_is_refused(settings: str, tmp_path: Path
     file.write_text(f'{{"journal": {VERSION}{settings}}}\n')
     with pytest.raises(ConfigError, match="the journal's settings are not those of this version"):
         read_scheduler_spec(file)
+
+
+def test_two_instances_do_not_write_one_file(tmp_path: Path) -> None:
+    """Who comes second is refused, before it begins and then; what is there stays; a killed one's is free."""
+    path = tmp_path / "all.jsonl"
+    check_journal(path)
+    assert not path.exists()
+    with open_journal(path, "first") as file:
+        file.write("here\n")
+        for try_it in (lambda: check_journal(path), lambda: open_journal(path, "second")):
+            with pytest.raises(ConfigError, match="another instance writes the journal"):
+                try_it()
+        assert path.read_text() == "here\n"
+    check_journal(path)
+    with open_journal(path, "second"):
+        assert path.read_text() == ""
+    with pytest.raises(ConfigError, match="cannot write"):
+        check_journal(Path("/proc/journals"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
@@ -73,3 +74,29 @@ async def test_a_beginning_is_named_by_its_tokens_and_whose_it_is(characters: in
     assert not {*(await prefix("one")).keys} & {*(await prefix("two")).keys}
     assert await prefix("one", share=True) == await prefix("two", share=True)
     assert await prefix("one", 0) == PromptPrefix(root_key("one"))
+
+
+async def test_who_has_left_has_no_more_prompts_tokenized() -> None:
+    """The prompt that is being read is read to its end; the others are not begun."""
+    begun, go_on, read = threading.Event(), threading.Event(), []
+
+    class Slow(ByteText):
+        def encode(self, text: str, most: int | None = None, *, special: bool = True) -> list[int]:
+            read.append(text)
+            begun.set()
+            go_on.wait(10)
+            return super().encode(text, most, special=special)
+
+    text: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    text.set_result(Slow())
+    facts = SimpleNamespace(model="m", context_length=10_000, vocab_size=256, eos_token_ids=(0,))
+    prompts = tuple(letter * INLINE_CHARACTERS for letter in "abc")
+    with ThreadPoolExecutor(1) as executor:
+        admission = Admission(only(text, facts, PrefixKeys(lambda: 16)), executor, 1.0)
+        request = GenerationRequest("r", prompts[0], more_prompts=prompts[1:])
+        admitting = asyncio.ensure_future(admission.admit(request, cast(Any, SimpleNamespace())))
+        await asyncio.to_thread(begun.wait, 10)
+        admitting.cancel()
+        await asyncio.gather(admitting, return_exceptions=True)
+        go_on.set()
+    assert read == [prompts[0]]

@@ -129,6 +129,7 @@ def test_what_is_held_to_a_form() -> None:
             "may have 65536 bytes",
             "tools",
         ),
+        ({"tools": (look(), look())}, "two tools", "tools"),
         ({"tools": ("[]",), "tool_choice": ToolChoice("required")}, "tools.0 must have {", "tools"),
         ({"tools": (look(strict=True),), "sampling": SamplingParams(stop=("}",))}, "stop strings", "stop"),
     ],

@@ -75,6 +75,7 @@ def tokens_of(executor: Executor, step: StepPlan) -> tuple[int, ...]:
         (plan(row(key=2, first=3), starts=[2]), "sequence 2 has 0 tokens, the plan goes on at 3"),
         (plan(row(first=3, blocks=[6])), "names KV blocks 6 to 6, the pool has 0 to 5"),
         (plan(row(first=3, blocks=[-1])), "names KV blocks -1 to -1"),
+        (plan(row(first=3, blocks=[1] * 6)), "would have 7 of 6 KV blocks"),
         (plan(row(first=3, blocks=[2**70])), "must be integers"),
         (plan(row(first=3, tokens=range(6), blocks=[])), r"would have 9 tokens in 1 block\(s\) of 8"),
         (plan(row(first=3, tokens=[5] * 21, blocks=[1, 2])), "has 21 tokens, the limit is 20"),

@@ -40,6 +40,8 @@ def test_a_mix_is_a_setting_as_it_is_written(mix: TokenMix) -> None:
         ("", {"model": "m", "executor": "magic"}, "executor: .*'torch' or 'emulated'"),
         ("", {"model": "m", "quantization": "int3"}, "quantization: .*'int8'"),
         ("", {"model": "m", "hardware": "l20"}, "hardware names the device"),
+        ("", {"model": "m", "quantization": "int8", "device": "cuda"}, "int8 is for CPUs"),
+        ("", {"model": "m", "fabric": "nccl", "device": "cpu"}, "nccl moves activations between cuda"),
         ("", {"model": "m", "lora": "poet"}, "lora: must be NAME=FOLDER"),
         ("", {"model": "m", "lora": "a=x,a=y"}, "lora: must not name a twice"),
         ("", {"model": "m", "lora": "m=x"}, "lora names an adapter m, as the model itself is called"),

@@ -13,6 +13,7 @@ from launcher.config import ClusterConfig
 from launcher.plan import upstream_spec
 from launcher.security import OWN_KEY_S, ClusterSecurity
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.security.authority import make_certificates
 from tidepipe_common.security.key_store import KeyStore
 from tidepipe_common.settings.upstream import UPSTREAM_API_KEY, check_upstream_keys
 
@@ -54,3 +55,14 @@ def test_each_upstream_server_gets_its_own_key_and_nobody_else_any(
     check_upstream_keys(os.environ, 2)
     with pytest.raises(ConfigError, match=r"_1 is for no server: --upstream names 1\b"):
         check_upstream_keys(os.environ, 1)
+
+
+def test_certificates_that_are_missing_are_named_before_anything_is_started(tmp_path: Path) -> None:
+    folder = tmp_path / "tls"
+    make_certificates(folder, [], 5)
+    config = ClusterConfig(model="any", tls=str(folder), engine="vllm")
+    (folder / "stage-worker.pem").unlink(missing_ok=True)
+    ClusterSecurity.prepare(config, tmp_path)  # such a cluster starts none
+    (folder / "controller.pem").unlink()
+    with pytest.raises(ConfigError, match=r"controller\.pem"):
+        ClusterSecurity.prepare(config, tmp_path)

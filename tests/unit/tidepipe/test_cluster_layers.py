@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launcher.config import ClusterConfig
-from launcher.local import check_model
+from launcher.preflight import check_model
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import make_tiny_model
 from tidepipe_common.errors import ConfigError, ModelError

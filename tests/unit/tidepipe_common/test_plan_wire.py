@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidepipe.v1 import stage_pb2
+from tidepipe_common.codec import plan as plan_codec
 from tidepipe_common.codec.plan import plan_from_wire, plan_to_wire
 from tidepipe_common.types.plan import DecodeRows, Phase, PlanRow, StepPlan
 
@@ -31,3 +34,13 @@ def test_rows_survive(
     expected = [PlanRow(k, position, 1, (token,), new, True) for k, position, token, new in decode]
     assert arrived.rows == plan.rows == (*expected, *listed)
     assert (arrived.tokens, arrived.samples, arrived.releases) == (plan.tokens, plan.samples, (7,))
+
+
+def test_starts_without_a_plan_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_codec, "MAX_AHEAD_BYTES", 100)
+    ahead = plan_codec.StartsAhead()
+    ahead.add([stage_pb2.SequenceStart(sequence_key=1, history_token_ids=[1] * 50)])
+    assert len(ahead.take()) == 1
+    ahead.add([stage_pb2.SequenceStart(sequence_key=1, history_token_ids=[1] * 50)])
+    with pytest.raises(ValueError, match="ahead of one plan"):
+        ahead.add([stage_pb2.SequenceStart(sequence_key=1, history_token_ids=[1] * 50)])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidepipe_common.errors import InvalidRequestError, OverloadedError
 from tidepipe_common.rpc import results
 from tidepipe_common.rpc.results import MAX_UPDATE_TOKENS, ResultsHub
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, TokenLogprob
@@ -124,3 +125,24 @@ async def test_what_may_wait_is_told_together_in_time() -> None:
         ("seldom", (2,)),
         ("often", (2,)),
     ]
+
+
+async def test_names_of_routers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever invents them fills no memory, and those that are known stay."""
+    monkeypatch.setattr(results, "MAX_ROUTERS", 2)
+    hub = ResultsHub()
+    with pytest.raises(InvalidRequestError, match="router_id"):
+        hub.note_ordinal("r" * 10_000, 1, 0.0)
+    hub.note_ordinal("a", 1, 0.0)
+    hub.note_ordinal("b", 1, 0.0)
+    with pytest.raises(OverloadedError, match="2 routers"):
+        hub.note_ordinal("c", 1, 0.0)
+    hub.note_ordinal("a", 2, 1.0)
+    assert hub.ordinal("a") == 2
+
+
+async def test_many_ids_leave_others_their_turn() -> None:
+    seen: list[str] = []
+    asyncio.get_running_loop().call_soon(seen.append, "another's")
+    await results.in_turns(seen.append, [str(number) for number in range(results.TURN + 1)])
+    assert seen[results.TURN] == "another's" and len(seen) == results.TURN + 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -12,10 +13,13 @@ from google.protobuf.message import Message
 from controller.runtime.predictor_client import _p50_p90
 from controller.runtime.stage_client import StageClient, StageLostError
 from tidepipe.v1 import controller_pb2, predictor_pb2, stage_pb2
-from tidepipe_common.codec.controller import check_report, check_spec
+from tidepipe_common.codec.controller import check_report, check_spec, check_values
+from tidepipe_common.codec.kv_transfer import orders_from_wire
 from tidepipe_common.codec.numbers import strange_number
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.types.plan import Phase, StepPlan
+from tidepipe_common.types.sampling import SamplingParams
+from tidepipe_common.types.thought import ThoughtMarks
 
 BAD = (math.nan, math.inf, -math.inf, 1e300)
 SIGNED = {"window_left_s", "mean_s", "low_s", "low_latest_s", "age_ms", "ttft_ms", "tpot_ms"}
@@ -135,3 +139,36 @@ async def test_a_stages_news_end_its_epoch_before_they_count(news: stage_pb2.Run
         assert stage.account.decode_busy_s == 0.0 and stage.open_steps == (1,)
     finally:
         await stage.close()
+
+
+@pytest.mark.parametrize(
+    ("sequence", "named"),
+    [
+        ({"prompt": (1, 100)}, "prompt_token_ids"),
+        ({"output": (100,)}, "output_token_ids"),
+        ({"sampling": SamplingParams(temperature=math.nan)}, "temperature"),
+        ({"sampling": SamplingParams(logprobs=2**32 - 1)}, "logprobs"),
+        ({"sampling": SamplingParams(logit_bias={100: 1.0})}, "logit_bias"),
+        ({"sampling": SamplingParams(thought=ThoughtMarks((1,), (2,), (100,)))}, "thought"),
+    ],
+)
+def test_no_sequence_gets_to_a_stage_that_no_stage_can_compute(sequence: dict[str, Any], named: str) -> None:
+    """It would end the epoch of all others there."""
+    good = {"prompt": (1, 99), "output": (), "sampling": SamplingParams()}
+    check_values(**good, vocab_size=100)
+    with pytest.raises(InvalidRequestError) as refused:
+        check_values(**{**good, **sequence}, vocab_size=100)
+    assert refused.value.param == named
+
+
+def test_orders_of_blocks_that_cannot_be_are_refused() -> None:
+    good = {"fetch_id": 1, "ticket": b"t" * 16, "blocks": [1], "timeout_s": 1.0}
+    assert orders_from_wire(stage_pb2.RunRequest(fetches=[stage_pb2.KvFetch(**good)])) is not None
+    for wrong in (
+        {"fetches": [stage_pb2.KvFetch(**{**good, "timeout_s": math.nan})]},
+        {"fetches": [stage_pb2.KvFetch(**{**good, "ticket": b"t" * 17})]},
+        {"grants": [stage_pb2.KvGrant(ticket=b"t" * 5000, blocks=[1])]},
+        {"revoked_tickets": [b"t" * 5000]},
+    ):
+        with pytest.raises(ValueError, match=r"cannot be|16 bytes"):
+            orders_from_wire(stage_pb2.RunRequest(**wrong))

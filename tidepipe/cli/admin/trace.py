@@ -12,6 +12,7 @@ from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.options import Endpoint
 from tidepipe.cli.run import run
 from tidepipe.cli.trace import save_trace
+from tidepipe_common.regular_files import check_writable
 
 
 def trace(
@@ -25,6 +26,7 @@ def trace(
 
     Controllers always keep the last steps, so that one can look back at what just happened.
     """
+    check_writable(output)
     run(_trace(endpoint, output, seconds))
 
 

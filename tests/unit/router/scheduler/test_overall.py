@@ -124,6 +124,9 @@ def test_regrouping_takes_along_what_is_known() -> None:
         scheduler.on(SetPolicy("best"), 0.0)
     scheduler.on(SetPolicy("least-loaded"), 0.0)
     assert scheduler.macros["macro-2"].policy.name == "least-loaded"
+    with pytest.raises(ConfigError, match="all have the same"):
+        scheduler.on(SetPolicy("taichi"), 0.0)
+    assert scheduler.policy_name == "least-loaded"
 
 
 def test_a_wrong_routing_name_is_refused_while_no_instance_is_there() -> None:
