@@ -10,6 +10,7 @@ import asyncio
 from typing import Any
 
 _LOOK_S = 0.05
+_PIECE_BYTES = 64 * 1024
 
 
 class UnhurriedTransport:
@@ -27,6 +28,13 @@ class UnhurriedTransport:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Part of asyncio.Transport. Cut, for of one large piece that TLS has passed down nobody is told who
+        has to wait: the layer below says it to TLS, and TLS when it is given more."""
+        whole = memoryview(data)
+        for begin in range(0, len(whole), _PIECE_BYTES):
+            self._transport.write(whole[begin : begin + _PIECE_BYTES])
 
     def is_closing(self) -> bool:
         """Part of asyncio.Transport."""

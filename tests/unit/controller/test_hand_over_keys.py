@@ -31,8 +31,10 @@ class Instance:
     def __init__(self, *, reuse: bool = True) -> None:
         config = SchedulerConfig(1 << 20, frozenset(), block_size=16, prefix_caching=reuse)
         self.scheduler = SimpleNamespace(config=config)
-        about = SimpleNamespace(adapters=[Adapter("poet", POET)])
+        shape = SimpleNamespace(vocab_size=1 << 17)
+        about = SimpleNamespace(adapters=[Adapter("poet", POET)], shape=shape)
         self.body = SimpleNamespace(check=lambda sampling: None, about=about)
+        self.hub = SimpleNamespace(acknowledge=lambda name: None)
         self.draining = False
         self.told: list[str] = []
         self.arrivals: list[NewSequence] = []

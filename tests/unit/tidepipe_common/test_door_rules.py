@@ -77,14 +77,19 @@ async def call(server: HttpServer, *parts: bytes, pause_s: float = 0.0) -> bytes
     return answer
 
 
+def _certified(folder: Path) -> tuple[Credentials, ssl.SSLContext]:
+    """What a server shows that asks for no certificate, and what a client goes by."""
+    make_certificates(folder, [], days=1)
+    cert, key = files_of(folder, ROUTER)
+    ca = folder / CA_FILE
+    credentials = Credentials(ca_file=ca, cert_file=cert, key_file=key, clients=BEARER)
+    return credentials, ssl.create_default_context(cafile=str(ca))
+
+
 async def test_a_slow_reader_gets_all_of_an_answer_over_tls(tmp_path: Path) -> None:
     """Also if the connection ends with it. TLS's goodbye has a second: by then it has not begun to read."""
-    make_certificates(tmp_path, [], days=1)
-    cert, key = files_of(tmp_path, ROUTER)
-    ca = tmp_path / CA_FILE
-    credentials = Credentials(ca_file=ca, cert_file=cert, key_file=key, clients=BEARER)
+    credentials, context = _certified(tmp_path)
     async with served(Deadlines(), credentials=credentials) as server:
-        context = ssl.create_default_context(cafile=str(ca))
         host, _, port = server.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port), ssl=context, limit=1024)
         writer.write(b"GET /large HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
@@ -149,10 +154,12 @@ async def test_a_client_that_takes_nothing_is_left() -> None:
         writer.close()
 
 
-async def test_answers_that_nobody_takes_are_bounded_together() -> None:
-    async with served(Deadlines()) as server:
+@pytest.mark.parametrize("tls", [False, True])
+async def test_answers_that_nobody_takes_are_bounded_together(tls: bool, tmp_path: Path) -> None:
+    credentials, context = _certified(tmp_path) if tls else (Credentials(), None)
+    async with served(Deadlines(), credentials=credentials) as server:
         host, _, port = server.address.rpartition(":")
-        clients = [await asyncio.open_connection(host, int(port), limit=1024) for _ in range(6)]
+        clients = [await asyncio.open_connection(host, int(port), limit=1024, ssl=context) for _ in range(6)]
         for _, writer in clients:
             writer.write(b"GET /large HTTP/1.1\r\nhost: localhost\r\n\r\n")
         await asyncio.sleep(1.0)
