@@ -10,7 +10,10 @@ with its first token; `siblings` knows the quantiles of the prompt's other answe
 
 With --mix requests are drawn from that workload, and told what was told of the real answer with the same rank
 among real answers (`bench/length_carry.py`). With --cut N no answer has more than N tokens, and all know it.
---systems names `auto` with one use of lengths, or one technique, taken away, too (ABLATED).
+--systems names `auto` with one use of lengths, or one technique, taken away, too (ABLATED). --kinds names
+`correlation X`, too: whoever knows so much of each length (normal scores, as in `bench.length_order`);
+`noise:X`, as `tidepipe sim` does; and of a mix `prompt's length`: our model of the text, without text,
+trained on as many other requests of the mix as the service keeps.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import argparse
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -27,21 +30,26 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from scipy.special import ndtri
 
 from bench.length_carry import TOLD, Answers, ranked
 from bench.length_draws import drawn
+from bench.length_order import predictions
 from controller.scheduler import admission
 from controller.scheduler.expectation import LengthBelief
 from controller.scheduler.ordering import FinishTogether
-from controller.scheduler.sequence import Sequence
+from controller.scheduler.sequence import Sequence as Running
 from controller.scheduler.state import PipelineState
+from predictor.learning import WINDOW
+from predictor.training.fit import fit
 from simulator.offline import PipelineSpec, run_offline
-from simulator.predictions import Predict, Quantiles
+from simulator.predictions import Predict, Quantiles, predictor
 from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.profile_file import read_profile
 from tidepipe_common.lengths.distribution import Floats
-from tidepipe_common.lengths.request import LEVELS
+from tidepipe_common.lengths.request import LEVELS, Observation, RequestFeatures
+from tidepipe_common.settings.defaults import LEAST_ANSWERS
 from workloads.files import open_workload
 from workloads.mixes import SimRequest, Workload
 
@@ -62,11 +70,12 @@ ABLATED: dict[str, tuple[str, dict[str, Any]]] = {
     "auto sizing steps without lengths": ("auto", {}),
 }
 """The last two have predictions for all but that: there they go by what they saw, as without any."""
+BY_PROMPT = "prompt's length"
 KINDS: dict[str, tuple[str | None, str | None]] = {
     "none": (None, None),
     "plain quantile": ("plain", None),
     "text": ("text", None),
-    "text, then signal": ("text", "signal and text"),
+    "text then signal": ("text", "signal and text"),
     "siblings": ("siblings", None),
     "oracle": ("oracle", None),
 }
@@ -75,13 +84,31 @@ KINDS: dict[str, tuple[str | None, str | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Requests, and what each predictor says of them."""
+    """Requests, and what each predictor says of them. others: of the same source, to learn from."""
 
     workload: Workload
     told: dict[str, list[Quantiles]]
+    others: tuple[SimRequest, ...] = ()
+
+    def told_by(self, name: str, seed: int) -> list[Quantiles]:
+        """One of each request. name: of `told`; or `correlation X`, `noise:X`, BY_PROMPT."""
+        if name.startswith("noise:"):
+            return predictor(name)(self.workload.requests, seed)
+        if name.startswith("correlation "):
+            outputs = np.array([float(one.output_tokens) for one in self.workload.requests])
+            chance = np.random.default_rng([seed, 2])
+            found = predictions(outputs, float(name.removeprefix("correlation ")), chance).tolist()
+            return [(p50, p90) for p50, p90 in found]
+        if name == BY_PROMPT and name not in self.told:
+            self.told[name] = by_prompt(self.others, self.workload.requests)
+        return self.told[name]
 
     def quality(self) -> dict[str, dict[str, float]]:
-        """Of each predictor: mean error of the median, tokens, and what its quantiles cover."""
+        """Errors of each predictor, by its name.
+
+        mae: of the median, tokens. log_error: standard deviation of the truth's logarithm around it.
+        correlation: of its normal scores with the truth's; 0 for one that tells all the same.
+        """
         lengths = np.array([one.output_tokens for one in self.workload.requests])
         rows = {}
         for name, found in self.told.items():
@@ -90,8 +117,29 @@ class Draw:
                 "mae": float(np.abs(lengths - p50).mean()),
                 "p50_covers": float((lengths <= p50).mean()),
                 "p90_covers": float((lengths <= p90).mean()),
+                "log_error": float(np.log(lengths / p50).std()),
+                "correlation": float(np.corrcoef(_scores(lengths), _scores(p50))[0, 1]) if p50.std() else 0.0,
             }
         return rows
+
+
+def by_prompt(others: Sequence[SimRequest], asked: Sequence[SimRequest]) -> list[Quantiles]:
+    """What the service's own model says of requests, of whose prompts it knows nothing but the length."""
+
+    def features(one: SimRequest) -> RequestFeatures:
+        return RequestFeatures(one.prompt_tokens, one.max_tokens or None, 0.0)
+
+    known = [Observation(features(one), one.output_tokens, censored=False) for one in others[:WINDOW]]
+    model = fit(known, "hazard/1").model
+    found = model.quantiles([features(one) for one in asked], (0.5, 0.9)).tolist()
+    return [(p50, p90) for p50, p90 in found]
+
+
+def _scores(values: Floats) -> Floats:
+    """Normal scores; equal values have equal ones."""
+    ordered = np.sort(values)
+    places = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
+    return np.asarray(ndtri(places / (2 * len(values))), dtype=np.float64)
 
 
 def quantiles(lines: list[dict[str, Any]], predicted: dict[str, Any]) -> dict[str, Floats]:
@@ -137,7 +185,13 @@ class Draws:
 
     def carried(self, source: str, cut: int, seed: int) -> Draw:
         """Of that mix. cut: tokens of an answer at most; 0: as many as it has."""
-        mix = open_workload(source, self._count, seed).within(LONGEST // 2, LONGEST).sample(self._count, seed)
+        whole = open_workload(source, self._count, seed).within(LONGEST // 2, LONGEST)
+        mix = whole.sample(self._count, seed)
+        there = {id(one) for one in mix.requests}
+        others = tuple(one for one in whole.requests if id(one) not in there)
+        if len(others) < LEAST_ANSWERS:
+            # A mix that is drawn anew by each seed.
+            others = open_workload(source, self._count, seed + 100).within(LONGEST // 2, LONGEST).requests
         errors = ranked(Answers.of(self._lines), self._known, "signal and text", seed)
         outputs = [one.output_tokens for one in mix.requests]
         told = errors.predictions(outputs, np.random.default_rng([seed, 1]))
@@ -150,12 +204,14 @@ class Draws:
                 ),
             )
             told = {name: [_cut(one, cut) for one in rows] for name, rows in told.items()}
-        return _with_oracle(mix, told)
+        return _with_oracle(mix, told, others)
 
 
-def _with_oracle(workload: Workload, told: dict[str, list[Quantiles]]) -> Draw:
+def _with_oracle(
+    workload: Workload, told: dict[str, list[Quantiles]], others: tuple[SimRequest, ...] = ()
+) -> Draw:
     lengths = [float(one.output_tokens) for one in workload.requests]
-    return Draw(workload, {**told, "oracle": [(one, one) for one in lengths]})
+    return Draw(workload, {**told, "oracle": [(one, one) for one in lengths]}, others)
 
 
 def _cut(one: Quantiles, limit: int) -> Quantiles:
@@ -166,7 +222,7 @@ def _cut(one: Quantiles, limit: int) -> Quantiles:
 def _taken_away(system: str) -> Iterator[None]:
     """What knobs cannot say of an ablated system, while it runs."""
 
-    def unpredicted(_: Sequence, seen: LengthBelief | None) -> LengthBelief:
+    def unpredicted(_: Running, seen: LengthBelief | None) -> LengthBelief:
         return seen or LengthBelief(float(LONGEST), math.inf)
 
     def ordered(order: FinishTogether, state: PipelineState) -> None:
@@ -193,7 +249,7 @@ def measure(draws: list[Draw], systems: list[str], kinds: list[str], profile: Pa
         draw = draws[seed - 1]
 
         def told(name: str | None) -> Predict:
-            return lambda requests, _: [None] * len(requests) if name is None else draw.told[name]
+            return lambda requests, _: [None] * len(requests) if name is None else draw.told_by(name, seed)
 
         policy, knobs = (SYSTEMS | ABLATED)[system]
         refine = told(then) if then else None
@@ -209,7 +265,7 @@ def measure(draws: list[Draw], systems: list[str], kinds: list[str], profile: Pa
     for system in systems:
         rows: dict[str, Any] = {}
         for kind in kinds:
-            first, then = KINDS[kind]
+            first, then = KINDS.get(kind, (kind, None))
             runs = [run(system, first, then, seed) for seed in range(1, len(draws) + 1)]
             rows[kind] = {name: mean(one[name] for one in runs) for name in runs[0]}
             rows[kind]["by_seed"] = [one["output_tokens_per_s"] for one in runs]
@@ -252,10 +308,8 @@ def main() -> None:
             for seed in range(1, options.seeds + 1)
         ]
         name = f"{Path(source).stem}{f', cut at {options.cut}' if options.cut else ''}"
-        report[name] = {
-            "quality": found[0].quality(),
-            "systems": measure(found, options.systems.split(","), options.kinds.split(","), options.profile),
-        }
+        systems = measure(found, options.systems.split(","), options.kinds.split(","), options.profile)
+        report[name] = {"quality": found[0].quality(), "systems": systems}
         options.output.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from bench.service_process import started
-from controller.runtime.predictor_client import LengthOracle
+from controller.runtime.predictor_client import LengthOracle, next_refresh
 from controller.scheduler.actions import Finish
 from controller.scheduler.sequence import Sequence
 from predictor.evaluation.signal_head import COLUMNS, SignalHead
@@ -44,6 +44,7 @@ BATCH = 64
 CALLS = 1000
 RATE = 200.0
 SIGNAL_AFTER_S = 0.2
+ANSWER_TOKENS = 300
 
 
 def measure(model: Path, prompts: list[str]) -> dict[str, Any]:
@@ -88,18 +89,7 @@ def _times(call: Callable[[], object]) -> dict[str, float]:
 async def _through_service(model: Path, requests: list[RequestFeatures]) -> dict[str, float]:
     """The service's CPU time per call (mean), the caller's waiting (p50, p99), resident memory."""
     with started("predictor", "--listen", "127.0.0.1:0", "--model", str(model)) as (process, announced):
-        message = pb.PredictRequest(
-            requests=[
-                pb.RequestFeatures(
-                    key=str(index),
-                    prompt_tokens=one.prompt_tokens,
-                    max_tokens=one.max_tokens,
-                    temperature=one.temperature,
-                    prompt=prompt_to_wire(one.prompt),
-                )
-                for index, one in enumerate(requests)
-            ]
-        )
+        message = pb.PredictRequest(requests=[_wire(str(index), one) for index, one in enumerate(requests)])
         about = psutil.Process(process.pid)
         async with open_channel(announced["ready"]) as channel:
             stub = pb_grpc.PredictorServiceStub(channel)
@@ -121,6 +111,42 @@ async def _through_service(model: Path, requests: list[RequestFeatures]) -> dict
         }
 
 
+def _wire(key: str, one: RequestFeatures, **more: Any) -> pb.RequestFeatures:
+    """As a controller asks for it. more: further fields."""
+    return pb.RequestFeatures(
+        key=key,
+        prompt_tokens=one.prompt_tokens,
+        max_tokens=one.max_tokens,
+        temperature=one.temperature,
+        prompt=prompt_to_wire(one.prompt),
+        **more,
+    )
+
+
+def sent(prompts: list[str], answer_tokens: int) -> dict[str, float]:
+    """Bytes that one request sends to the predictor, means: when it comes, with its signal, as it
+    grows, and at its end. `signal`: what the last stage sends with the first token, and with no other.
+    """
+    signal = pack_signal([0.5] * NUMBERS)
+    asked, again, grown = 0.0, 0.0, 0
+    for text in prompts:
+        one = RequestFeatures(len(text) // 4 + 1, 512, 0.7, prompt_features(text))
+        # Ids are 32 characters, a model's digest 64.
+        asked += _wire("0" * 32, one).ByteSize() / len(prompts)
+        again += _wire("0" * 32, one, signal=signal, model="0" * 64).ByteSize() / len(prompts)
+    at = 0
+    while (at := next_refresh(at)) < answer_tokens:
+        grown += 1
+    whole = asked + (2 + grown) * again
+    return {
+        "signal": float(len(signal)),
+        "asked": asked,
+        "asked_with_signal": again,
+        "refreshed": float(grown),
+        "per_output_token": whole / answer_tokens,
+    }
+
+
 def _head() -> SignalHead:
     """One on signals that say nothing: it takes as long as any."""
     chance = np.random.default_rng(1)
@@ -138,9 +164,15 @@ async def at_rate(model: Path, prompts: list[str], seconds: float) -> dict[str, 
     signal = pack_signal(chance.normal(size=NUMBERS).tolist())
     asked: dict[str, float] = {}
     waits: list[float] = []
+    fell_back = 0
 
     def predicted(name: str, *_: float) -> None:
-        if (began := asked.pop(name, None)) is not None:
+        nonlocal fell_back
+        began = asked.pop(name, None)
+        if oracle.fallbacks > fell_back:
+            # Answered at once, as the predictor was silent: that says nothing of it.
+            fell_back += 1
+        elif began is not None:
             waits.append(time.perf_counter() - began)
 
     features = [prompt_features(text) for text in prompts]
@@ -149,6 +181,7 @@ async def at_rate(model: Path, prompts: list[str], seconds: float) -> dict[str, 
         arguments = ("--listen", "127.0.0.1:0", "--model", str(model), "--state", state)
         with started("predictor", *arguments) as (process, announced):
             about = psutil.Process(process.pid)
+            start_cpu, start_rss = sum(about.cpu_times()[:2]), about.memory_info().rss
             oracle = LengthOracle(announced["ready"], predicted)
             serving = asyncio.create_task(oracle.run())
 
@@ -184,6 +217,8 @@ async def at_rate(model: Path, prompts: list[str], seconds: float) -> dict[str, 
         "wall_p99_ms": 1e3 * float(np.quantile(waits, 0.99)),
         "fallbacks": float(oracle.fallbacks),
         "service_cpu_ms_per_request": 1e3 * spent / number,
+        "start_cpu_s": start_cpu,
+        "start_rss_mib": start_rss / 2**20,
     }
 
 
@@ -198,7 +233,8 @@ def main() -> None:
     options = parser.parse_args()
     with options.data.open(encoding="utf-8") as source:
         prompts = [str(json.loads(line)["prompt"]) for line in source]
-    print(json.dumps(asyncio.run(at_rate(options.model, prompts, options.seconds)), indent=1))
+    found = asyncio.run(at_rate(options.model, prompts, options.seconds))
+    print(json.dumps({**found, "bytes": sent(prompts, ANSWER_TOKENS)}, indent=1))
 
 
 if __name__ == "__main__":

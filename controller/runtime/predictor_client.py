@@ -122,7 +122,7 @@ class LengthOracle:
         self._queue(features)
         if self._address:
             self._growing[sequence.sequence_id] = _Growing(
-                sequence, len(sequence.output), _next_refresh(len(sequence.output))
+                sequence, len(sequence.output), next_refresh(len(sequence.output))
             )
         if (marks := sequence.sampling.thought) is not None:
             self._thinking[sequence.sequence_id] = _Thought(frozenset(marks.ends), 0)
@@ -153,7 +153,7 @@ class LengthOracle:
             output = len(growing.sequence.output)
             if output < growing.refresh_at:
                 continue
-            growing.refresh_at = _next_refresh(output)
+            growing.refresh_at = next_refresh(output)
             if sequence_id not in self._thinking:
                 behind = self._behind.get(sequence_id)
                 again = self._copied(self._running[sequence_id])
@@ -332,7 +332,8 @@ def _p50_p90(prediction: predictor_pb2.LengthPrediction) -> tuple[float, float]:
     return float(p50), float(p90)
 
 
-def _next_refresh(output: int) -> int:
+def next_refresh(output: int) -> int:
+    """Output tokens with which a sequence's prediction is asked for anew, of one that has so many."""
     return output + max(REFRESH_EVERY, output // 2)
 
 
