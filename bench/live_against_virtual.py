@@ -3,8 +3,9 @@
     python -m bench.live_against_virtual --profile L20_LLAMA2_13B.csv -o docs/images/live-against-virtual
 
 The same arrivals (Poisson, lengths around ShareGPT's) go through a cluster of real processes whose workers
-sleep, and through the routers' and controllers' own objects in virtual time, with the settings and the split
-of layers that the live ones have. Each rate's policies run in turn, --rounds times; shown are medians.
+sleep, and through the routers' and controllers' own objects in virtual time, with the settings, the split of
+layers, and the time between steps that the live ones have: what their controllers measured meanwhile, unless
+--dispatch-ms says otherwise. Each rate's policies run in turn, --rounds times; shown are medians.
 Ratios are live over virtual. Run it on a machine with nothing else to do: its load is written beside them.
 """
 
@@ -17,7 +18,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,18 @@ class Figures:
     ttft_p50_ms: float
     ttft_p90_ms: float
     attainment: float
+    dispatch_ms: float = 0.0
 
 
-def figures(ttfts: Sequence[float], tpots: Sequence[float], slo: SloTarget) -> Figures:
+def figures(
+    ttfts: Sequence[float], tpots: Sequence[float], slo: SloTarget, dispatch_s: float
+) -> Figures:
     """Of requests that all came to their end; seconds."""
     ttft, tpot = np.array(ttfts), np.array(tpots)
     p50, p90 = 1000 * np.percentile(tpot, (50, 90))
     first50, first90 = 1000 * np.percentile(ttft, (50, 90))
     met = np.mean((ttft <= slo.ttft_s) & (tpot <= slo.tpot_s))
-    return Figures(float(p50), float(p90), float(first50), float(first90), float(met))
+    return Figures(float(p50), float(p90), float(first50), float(first90), float(met), 1000 * dispatch_s)
 
 
 class Setting:
@@ -81,9 +85,9 @@ class Setting:
             shape, hardware(options.hardware), options.instances, stages=options.stages, profile=profile
         )
 
-    def virtual(self, policy: str, load: Sequence[Arrival]) -> Figures:
+    def virtual(self, policy: str, load: Sequence[Arrival], dispatch_s: float) -> Figures:
         """In virtual time."""
-        spec, slo = self._spec, self._slo
+        spec, slo = replace(self._spec, dispatch_s=dispatch_s), self._slo
         cost = spec.latency()
         rules = ExactRules(policy, {}, self._split)
         routing = OverallConfig(
@@ -101,7 +105,10 @@ class Setting:
         cluster.start(spec.instances)
         cluster.run(jobs)
         return figures(
-            [job.ttft(switch_wait=False) for job in jobs], [job.tpot(switch_wait=False) for job in jobs], slo
+            [job.ttft(switch_wait=False) for job in jobs],
+            [job.tpot(switch_wait=False) for job in jobs],
+            slo,
+            dispatch_s,
         )
 
     async def live(self, policy: str, load: Sequence[Arrival]) -> Figures:
@@ -122,9 +129,12 @@ class Setting:
         async with LocalCluster(config) as cluster, AsyncClient(cluster.grpc_address, timeout=120) as client:
             start = time.monotonic() + 0.5
             found = await asyncio.gather(*(ask(client, one, start, (slo.ttft_s, slo.tpot_s)) for one in load))
+            told = [one.status.dispatch_s for one in (await client.status()).instances if one.status]
         if failed := [one.error for one in found if one.error]:
             raise SystemExit(f"{len(failed)} requests failed: {failed[0]}")
-        return figures([one.ttft_s for one in found], [one.tpot_s for one in found], slo)
+        return figures(
+            [one.ttft_s for one in found], [one.tpot_s for one in found], slo, statistics.fmean(told)
+        )
 
 
 def median(runs: Sequence[Figures]) -> dict[str, float]:
@@ -143,6 +153,7 @@ def show(one: Mapping[str, Any]) -> str:
     """The same in Markdown."""
     live, virtual, ratio = one["live"], one["virtual"], one["ratio"]
     cells = [f"{live[name]:.1f} / {virtual[name]:.1f} = {ratio[name]:.3f}" for name in TIMES]
+    cells.insert(0, f"{virtual['dispatch_ms']:.2f} ms")
     cells.append(f"{live['attainment']:.3f} / {virtual['attainment']:.3f} = {ratio['attainment']:.3f}")
     return f"| {one['rate']:g} | {one['policy']} | {' | '.join(cells)} |"
 
@@ -170,12 +181,15 @@ def main() -> None:
     parser.add_argument("--ttft-ms", type=float, default=5000.0)
     parser.add_argument("--tpot-ms", type=float, default=100.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--dispatch-ms", type=float, default=None, help="in virtual time; default: as measured live"
+    )
     parser.add_argument("-o", "--output", type=Path, default=None, help="path without ending")
     options = parser.parse_args()
     setting = Setting(options)
     rows: list[dict[str, Any]] = []
-    print("| rate /s | policy | TPOT p50, ms | TPOT p90, ms | TTFT p50, ms | attainment |")
-    print("|---|---|---|---|---|---|")
+    print("| rate /s | policy | between steps | TPOT p50, ms | TPOT p90, ms | TTFT p50, ms | attainment |")
+    print("|---|---|---|---|---|---|---|")
     for rate in options.rates:
         load = arrivals(rate, options.seconds, options.seed)
         runs: dict[str, list[Figures]] = {policy: [] for policy in options.policies}
@@ -185,7 +199,9 @@ def main() -> None:
                 runs[policy].append(asyncio.run(setting.live(policy, load)))
                 loads[policy].append(os.getloadavg()[0])
         for policy in options.policies:
-            rows.append(row(rate, policy, asdict(setting.virtual(policy, load)), median(runs[policy])))
+            live = median(runs[policy])
+            way_ms = live["dispatch_ms"] if options.dispatch_ms is None else options.dispatch_ms
+            rows.append(row(rate, policy, asdict(setting.virtual(policy, load, way_ms / 1000)), live))
             rows[-1] |= {"rounds": [asdict(run) for run in runs[policy]], "load_average": loads[policy]}
             print(show(rows[-1]), flush=True)
     apart = [f"{one['policy']} at {one['rate']:g}/s" for one in rows if not one["within"]]

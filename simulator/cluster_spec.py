@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from router.scheduler.mitosis import Bounds
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.hardware import Hardware
 from tidepipe_common.latency.model import LatencyModel, Parallelism
 from tidepipe_common.latency.profile import Profile, cost_model
@@ -26,7 +27,8 @@ class ClusterSpec:
     profile: measured times; None models them (roofline).
     network_gb_s: between nodes, per node; 0 for what is usual beside the device (NETWORK_GB_S).
     node_devices: devices of a node. max_total: see `context`. prefix_caching: as of live instances.
-    kv_transfer: KV blocks go from one instance to another, where that pays.
+    kv_transfer: KV blocks go from one instance to another, where that pays. dispatch_s: what a step costs
+    beside computing.
     """
 
     shape: ModelShape
@@ -40,6 +42,7 @@ class ClusterSpec:
     max_total: int = 0
     prefix_caching: bool = True
     kv_transfer: bool = True
+    dispatch_s: float = DISPATCH_S
 
     @property
     def context(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import replace
 
 from simulator.cluster_spec import ClusterSpec
 from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
@@ -33,7 +34,7 @@ def run_disaggregated(
     sized = spec.split(tensor)
     cost, kv_tokens, stages = sized.latency(), sized.kv_tokens(), spec.stages
     per_node = instances_per_node(sized)
-    rules = InstanceRules(budget=budget, prefill_only=True)
+    rules = InstanceRules(budget=budget, prefill_only=True, dispatch_s=sized.dispatch_s)
     groups: list[list[int]] = []  # instances that may share a request
     if between_nodes:
         groups.append(list(range(sized.instances)))
@@ -65,8 +66,9 @@ def run_disaggregated(
     # Between nodes each node has one way out and one way in; within a node each prefill instance has its bus.
     out = {one: Link(rate) for one in ({c // per_node for c in computing} if between_nodes else computing)}
     into: dict[int, Link] = {}
+    rules = replace(rules, prefill_only=False)
     decoding = {
-        one: FastForwardInstance(f"d{one}", InstanceRules(budget=budget), cost, stages, kv_tokens)
+        one: FastForwardInstance(f"d{one}", rules, cost, stages, kv_tokens)
         for group in groups
         for one in group[prefill:]
     }

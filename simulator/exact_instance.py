@@ -46,7 +46,6 @@ from simulator.simulated_model import GO_ON, STOP, SimulatedModel
 from simulator.slack import as_points
 from simulator.transfers import NOT_FETCHED, Arriving, Left, handle_of
 from tidepipe_common.errors import ConfigError
-from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import LatencyModel
 from tidepipe_common.latency.transfer import TransferCosts
 from tidepipe_common.latency.work import work_of
@@ -113,6 +112,7 @@ class ExactRules:
         config = setup.config(
             spec.context, (STOP,), max_sequences=_ACCEPTED, prefix_caching=spec.prefix_caching
         )
+        config = replace(config, dispatch_s=spec.dispatch_s)
         return Scheduler(config, setup.policy, hand_over=HandOver(cost, transfers) if transfers else None)
 
 
@@ -150,7 +150,7 @@ class ExactInstance:
         self._scheduler = rules.scheduler(spec, self._cost, TransferCosts.of(transfer))
         held = self._scheduler.state.holdings
         self._holdings = HoldingsReader(held) if tells and held is not None else None
-        self._stages = SimulatedStages(self._cost, spec.stages, DISPATCH_S, rules.split)
+        self._stages = SimulatedStages(self._cost, spec.stages, spec.dispatch_s, rules.split)
         self._in_flight: deque[_Flight] = deque()
         self._jobs: dict[str, Job] = {}
         self._brought: set[str] = set()

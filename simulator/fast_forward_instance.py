@@ -45,6 +45,7 @@ from simulator.prompts import PromptLine, PromptStep
 from simulator.slack import as_points, decoding_job, decoding_rows, expected_mean, growth, running_rows
 from simulator.step_times import StepTimes
 from simulator.transfers import NOT_FETCHED, Arriving, Left, handle_of
+from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.transfer import TransferCosts
 from tidepipe_common.settings.defaults import BLOCK_SIZE
@@ -62,7 +63,8 @@ class InstanceRules:
 
     prefill_only: the sequence leaves after its prompt (disaggregation). context: of one sequence at most.
     reuse: what is preempted is found again, as far as its memory was not needed. (What requests with content
-        find is up to their keys.) tells: reports say what can be found.
+        find is up to their keys.) tells: reports say what can be found. dispatch_s: what a step costs beside
+        computing.
     """
 
     mixed: bool = False
@@ -72,6 +74,7 @@ class InstanceRules:
     context: int = 1 << 30
     reuse: bool = True
     tells: bool = False
+    dispatch_s: float = DISPATCH_S
 
 
 class FastForwardInstance:
@@ -107,7 +110,7 @@ class FastForwardInstance:
         self._rules = rules
         self._stages = stages
         self._cost = cost
-        self._times = StepTimes(cost, stages)
+        self._times = StepTimes(cost, stages, rules.dispatch_s)
         self._memory = KvMemory(kv_tokens)
         self._loans = Loans(self._memory, cost, self._transfers, transfer.node, rules.budget)
         self._holdings: HoldingsReader | None = None
@@ -319,6 +322,7 @@ class FastForwardInstance:
             coming_of(self._pace, turnover),
             turnover_of(turnover, self._memory.total),
             self._memory.free,
+            self._rules.dispatch_s,
         )
         return self._budget.choose(load, self.clock).prompts
 
@@ -490,6 +494,7 @@ class FastForwardInstance:
             step_tokens=rules.budget,
             paid_s=self._budget.paid_s if self._budget is not None else 0.0,
             rides=rules.mixed,
+            dispatch_s=rules.dispatch_s,
         )
         return slack_of(decoding, idle, round_s, now, lost), grown
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.scheduler.policies.catalog import Knobs, make_setup
 from controller.scheduler.scheduler import Scheduler
@@ -13,6 +13,7 @@ from simulator.predictions import Predict
 from simulator.record import Recording, RunResult
 from simulator.setups import scan
 from simulator.simulated_model import STOP
+from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.hardware import Hardware
 from tidepipe_common.latency.model import LatencyModel, Parallelism
 from tidepipe_common.latency.profile import Profile, cost_model
@@ -28,7 +29,7 @@ class PipelineSpec:
     profile: measured times; None models them (roofline).
     max_total: tokens of one sequence at most; 0 for the model's context.
     layer_split: layers of each stage; empty for stages that take equally long.
-    prefix_caching: as of live instances.
+    prefix_caching: as of live instances. dispatch_s: what a step costs beside computing.
     """
 
     shape: ModelShape
@@ -38,6 +39,7 @@ class PipelineSpec:
     max_total: int = 0
     layer_split: tuple[int, ...] = ()
     prefix_caching: bool = True
+    dispatch_s: float = DISPATCH_S
 
     @property
     def context(self) -> int:
@@ -98,7 +100,7 @@ def scheduler_of(
     cost = spec.latency(tensor_parallel=policy.startswith("tp-"))
     setup = make_setup(policy, knobs, cost, spec.hardware.name)
     config = setup.config(spec.context, (STOP,), max_sequences=requests, prefix_caching=spec.prefix_caching)
-    return Scheduler(config, setup.policy), cost, setup.knobs
+    return Scheduler(replace(config, dispatch_s=spec.dispatch_s), setup.policy), cost, setup.knobs
 
 
 def best_of_scan(

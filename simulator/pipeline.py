@@ -24,7 +24,6 @@ from simulator.predictions import Quantiles
 from simulator.record import MemoryRecord, Recording, RunResult, StepRecord
 from simulator.simulated_model import SimulatedModel, Transcript, prompt_ids
 from tidepipe_common.errors import ConfigError
-from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.work import StepWork, work_of
 from tidepipe_common.types.plan import SampledTokens, StepPlan
@@ -75,14 +74,13 @@ class SimulatedInstance:
         stages: int,
         kv_blocks: int,
         *,
-        dispatch_s: float = DISPATCH_S,
         split: tuple[int, ...] = (),
         recording: Recording | None = None,
     ) -> None:
-        """dispatch_s, split: see SimulatedStages."""
+        """split: see SimulatedStages. Beside computing a step costs what the scheduler reckons with."""
         self.scheduler = scheduler
         self.now = 0.0
-        self._stages = SimulatedStages(cost, stages, dispatch_s, split)
+        self._stages = SimulatedStages(cost, stages, scheduler.config.dispatch_s, split)
         self._ready = StagesReady(1, stages, kv_blocks)
         self._recording = recording
         self._balance = StepBalance(stages)

@@ -9,7 +9,6 @@ import math
 from typing import NamedTuple
 
 from simulator.prompts import PromptStep
-from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.work import StepWork
 
@@ -35,8 +34,10 @@ class RoundsTime(NamedTuple):
 class StepTimes:
     """Seconds, by the cost model that the live instance plans with."""
 
-    def __init__(self, cost: StepCost, stages: int) -> None:
+    def __init__(self, cost: StepCost, stages: int, dispatch_s: float) -> None:
+        """dispatch_s: what a step costs beside computing."""
         self._cost = cost
+        self._dispatch_s = dispatch_s
         self._stages = stages
         self._per_kv = cost.attention_s(1, 0.0)
         self._empty_rounds: dict[int, float] = {}
@@ -45,7 +46,7 @@ class StepTimes:
         """A step of prompts alone, in the first stage. done: prompts that it completes."""
         work = StepWork(step.tokens, step.cached + step.tokens, step.pairs, len(step.jobs), done)
         spent = self._cost.step_s(work)
-        return spent + DISPATCH_S if self._stages == 1 else spent
+        return spent + self._dispatch_s if self._stages == 1 else spent
 
     def through(self, stage_s: float, tokens: int) -> float:
         """From a step's end in the first stage, which took it stage_s, to its end in the last one."""
@@ -57,7 +58,7 @@ class StepTimes:
         per_step = -(-(decoding + step.tokens) // stages)
         rows = -(-(decoding + len(step.jobs)) // stages)
         spent = stages * self._cost.step_s(StepWork(per_step, 0, 0.0, rows, rows))
-        spent += stages * self._cost.transfer_s(per_step) + DISPATCH_S
+        spent += stages * self._cost.transfer_s(per_step) + self._dispatch_s
         spent += self._cost.attention_s(context + step.cached + step.tokens, step.pairs)
         return spent
 
@@ -76,5 +77,5 @@ class StepTimes:
         if known is None:
             rows = -(-sequences // self._stages)
             step = self._cost.step_s(StepWork(rows, 0, 0.0, rows, rows)) + self._cost.transfer_s(rows)
-            known = self._empty_rounds[sequences] = self._stages * step + DISPATCH_S
+            known = self._empty_rounds[sequences] = self._stages * step + self._dispatch_s
         return known

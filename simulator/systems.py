@@ -216,6 +216,7 @@ def cluster_of(
         context=spec.context,
         reuse=spec.prefix_caching,
         tells=routes.knows,
+        dispatch_s=spec.dispatch_s,
     )
     cost, kv_tokens = spec.latency(), spec.kv_tokens()
     far, near = KvWay(spec.network_bytes_per_s), KvWay(spec.bus_bytes_per_s)

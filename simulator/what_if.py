@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from controller.runtime.journal import checksum, read_checked, read_scheduler_spec
@@ -30,7 +30,8 @@ class LiveRun:
     stage computed. differing: events after which the replay decided otherwise than the live run.
     requests, predictions, transcripts: those that produced something. cached_tokens: of their prompts, found.
     pace: what steps took over what the instance's cost
-    model says, by kind of step (with a prompt in it: PREFILL); empty if it has none.
+    model says, by kind of step (with a prompt in it: PREFILL); empty if it has none. dispatch_s: what a step
+    cost beside computing, as it was measured.
     """
 
     spec: SchedulerSpec
@@ -50,6 +51,7 @@ class LiveRun:
     steals: int
     cached_tokens: int
     pace: Mapping[Phase, float]
+    dispatch_s: float
 
 
 @dataclass(slots=True)
@@ -161,6 +163,7 @@ def replay_journal(path: Path) -> LiveRun:
         steals=stats.steals,
         cached_tokens=cached,
         pace=pace.factors,
+        dispatch_s=scheduler.state.dispatch.seconds,
     )
 
 
@@ -169,8 +172,9 @@ def what_if(
 ) -> RunResult:
     """The same arrivals, lengths, predictions and memory, scheduled by `spec` in virtual time.
 
-    paced: steps are as fast as they were in that run, on the whole; else as the profile says, which knows
-    nothing of a clock that is lower today, or of other work on the machine.
+    paced: steps are as fast as they were in that run, on the whole, and so are the ways of their results; else
+    as the profile and `spec` say, which know nothing of a clock that is lower today, or of other work on the
+    machine.
     ConfigError if it knows no costs: a live run without a profile has none to go by.
     """
     known = spec.costs()
@@ -180,7 +184,8 @@ def what_if(
             "give one with --profile (`tidepipe profile` makes it)"
         )
     cost = CorrectedCost(known, factors=run.pace) if paced else known
-    scheduler, _ = spec.build(eos_token_ids=(STOP,))
+    dispatch_s = run.dispatch_s if paced else spec.dispatch_s
+    scheduler, _ = replace(spec, dispatch_s=dispatch_s).build(eos_token_ids=(STOP,))
     instance = SimulatedInstance(
         scheduler, cost, len(spec.split), run.kv_blocks, split=spec.split, recording=recording
     )

@@ -232,8 +232,9 @@ class StepRunner:
         self, executor: Executor, *, first: bool, done: Done, failed: Callable[[StageFailure], None]
     ) -> None:
         self._first = first
-        self._plans: queue.Queue[StepPlan | None] = queue.Queue(MAX_QUEUED)
-        self._activations: queue.Queue[tuple[int, bytes] | None] = queue.Queue(MAX_QUEUED)
+        # Each with when it came.
+        self._plans: queue.Queue[tuple[float, StepPlan] | None] = queue.Queue(MAX_QUEUED)
+        self._activations: queue.Queue[tuple[float, int, bytes] | None] = queue.Queue(MAX_QUEUED)
         # The thread's own, gone with it: `done` leads back to who has this runner, and in such a circle an
         # ended epoch would keep a GPU's memory until Python's collector comes by.
         self._thread = threading.Thread(
@@ -251,11 +252,11 @@ class StepRunner:
 
     def add_plan(self, plan: StepPlan) -> None:
         """A plan came from the controller."""
-        self._put(self._plans, plan, "plans")
+        self._put(self._plans, (time.perf_counter(), plan), "plans")
 
     def add_activation(self, step_id: int, hidden: bytes) -> None:
         """Activations came from the stage before."""
-        self._put(self._activations, (step_id, hidden), "activations")
+        self._put(self._activations, (time.perf_counter(), step_id, hidden), "activations")
 
     @staticmethod
     def _put(line: queue.Queue[Item], item: Item, what: str) -> None:
@@ -283,14 +284,14 @@ class StepRunner:
         try:
             last_end: float | None = None
             while True:
-                plan = self._plans.get()
-                planned = time.perf_counter()
-                if plan is None or self._stopped.is_set():
+                item = self._plans.get()
+                if item is None or self._stopped.is_set():
                     return
+                planned, plan = item
                 if plan.step_id != step_id + 1:
                     raise PlanError(f"step {step_id + 1} was due, step {plan.step_id} came")
                 step_id = plan.step_id
-                hidden = None if self._first else self._next_activation(step_id)
+                ready, hidden = (planned, None) if self._first else self._next_activation(step_id)
                 if self._stopped.is_set():
                     return
                 begin = time.perf_counter()
@@ -301,9 +302,13 @@ class StepRunner:
                 if output.seconds is not None:
                     begin = end - output.seconds
                 idle = 0.0 if last_end is None else max(0.0, begin - last_end)
-                waited = 0.0 if last_end is None else min(idle, max(0.0, planned - last_end))
+                waited = [
+                    0.0 if last_end is None else min(idle, max(0.0, there - last_end))
+                    for there in (planned, max(planned, ready))
+                ]
                 last_end = end
-                done(plan, output.hidden, StepReport(step_id, end - begin, idle, waited, output.sampled))
+                report = StepReport(step_id, end - begin, idle, waited[0], output.sampled, waited[1])
+                done(plan, output.hidden, report)
         except PlanError as error:
             log.error("plan refused", step=step_id, reason=str(error))
             failed(StageFailure(FailureKind.PROTOCOL, str(error), step_id))
@@ -317,11 +322,12 @@ class StepRunner:
         finally:
             self._running = None
 
-    def _next_activation(self, step_id: int) -> bytes | None:
+    def _next_activation(self, step_id: int) -> tuple[float, bytes | None]:
+        """When they came, and what they are; None: the epoch ends."""
         item = self._activations.get()
         if item is None:
-            return None
-        got, hidden = item
+            return 0.0, None
+        came, got, hidden = item
         if got != step_id:
             raise PlanError(f"activations of step {step_id} were due, those of step {got} came")
-        return hidden
+        return came, hidden

@@ -59,6 +59,8 @@ def instance_status(
         working_s=activity.working_s(now),
         reuse=_reuse(scheduler),
         hand_overs=_hand_overs(instance) if instance.hands_over else None,
+        dispatch_s=scheduler.state.dispatch.seconds,
+        dispatch_steps=scheduler.state.dispatch.steps,
     )
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from controller.scheduler.actions import Action, Dispatch, Finish, PhaseSwitched
 from controller.scheduler.events import Event, LengthPredicted, StagesLost, StagesReady
 from controller.scheduler.scheduler import Scheduler
-from tidepipe_common.types.plan import Phase, StepPlan
+from tidepipe_common.types.plan import Phase, StepPlan, StepReport
 from tidepipe_common.types.sampling import FinishReason
 from tidepipe_common.types.timeline import MemorySample, PhaseTurn, StageSpan, Timeline
 
@@ -55,6 +55,7 @@ class ActivityRecorder:
         self._marks: deque[_Mark] = deque(maxlen=int(WINDOW_S / SAMPLE_EVERY_S) + 1)
         self._steps: dict[int, _Step] = {}
         self._times: dict[int, list[float]] = {}
+        self._waits: dict[int, list[float]] = {}
         self._ends: list[float | None] = [None] * stages
         self._busy_s = [0.0] * stages
         self._phase = Phase.IDLE
@@ -74,32 +75,38 @@ class ActivityRecorder:
         elif isinstance(event, (StagesReady, StagesLost)):
             self._steps.clear()
             self._times.clear()
+            self._waits.clear()
             self._ends = [None] * self._stages
         for action in actions:
             if isinstance(action, Dispatch):
                 self._steps[action.plan.step_id] = _sizes(action.plan)
                 self._times[action.plan.step_id] = [0.0] * self._stages
+                self._waits[action.plan.step_id] = [0.0] * self._stages
             elif isinstance(action, PhaseSwitched):
                 self._turn(action, now)
             elif isinstance(action, Finish):
                 self._score(action)
 
     def stage_done(
-        self, stage: int, step_id: int, compute_s: float, idle_s: float, now: float
-    ) -> tuple[float, ...]:
-        """A stage reported a step, just now; returns what each stage took for it, 0 if not known yet.
+        self, stage: int, report: StepReport, now: float
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """A stage reported a step, just now; returns what each stage took for it, and how long it waited for
+        it; 0 if not known yet.
 
         The stage's own times are exact where the arrival of its report is not: each span follows the one
         before by what the stage says it waited, unless that would end after the report arrived.
         """
+        step_id, compute_s = report.step_id, report.compute_s
         self._busy_s[stage] += compute_s
         step, times = self._steps.get(step_id), self._times.get(step_id, [0.0] * self._stages)
-        times[stage] = compute_s
+        waits = self._waits.get(step_id, [0.0] * self._stages)
+        times[stage], waits[stage] = report.compute_s, report.input_wait_s
         if stage == self._stages - 1:
             self._steps.pop(step_id, None)
             self._times.pop(step_id, None)
+            self._waits.pop(step_id, None)
         before = self._ends[stage]
-        end = now if before is None else before + idle_s + compute_s
+        end = now if before is None else before + report.idle_s + compute_s
         if end > now or now - end > SAMPLE_EVERY_S:
             end = now
         self._ends[stage] = end
@@ -108,7 +115,7 @@ class ActivityRecorder:
         if step is not None:
             span = StageSpan(stage, step_id, step.phase, step.tokens, step.decode_rows, start, end)
             self._spans.append(span)
-        return tuple(times)
+        return tuple(times), tuple(waits)
 
     def sample(self, scheduler: Scheduler, now: float) -> None:
         """Note how things stand, if it is time to."""

@@ -169,13 +169,13 @@ class LiveInstance:
     # -- from the stages ----------------------------------------------------------------------------
 
     def _report(self, stage: int, report: StepReport) -> None:
-        times = self.activity.stage_done(stage, report.step_id, report.compute_s, report.idle_s, self.now())
+        times, waits = self.activity.stage_done(stage, report, self.now())
         if stage != len(self.body.stages) - 1:
             return
         sampled = self._checked(stage, report)
         signals = sampled.signals
         names = self._names(report.step_id) if signals else {}
-        self._handle(StepDone(report.step_id, sampled, times))
+        self._handle(StepDone(report.step_id, sampled, times, waits))
         # Behind the tokens: nothing waits for what becomes of them.
         model = "" if self.body.about is None else self.body.about.fingerprint
         for one in signals:

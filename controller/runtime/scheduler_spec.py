@@ -11,6 +11,7 @@ from controller.scheduler.policies.catalog import Knobs, Setup, known_knobs, mak
 from controller.scheduler.scheduler import Scheduler, SchedulerConfig
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.correction import CorrectedCost, LearningCost
+from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.learned import LearnedCost
 from tidepipe_common.latency.model import LatencyModel, Parallelism, StepCost
@@ -30,6 +31,7 @@ class SchedulerSpec:
     histories: the body must be told all tokens of a sequence that begins. signals: the length signals of
     prompts are wanted.
     kv_transfer: see HandOver.
+    dispatch_s: what a step costs beside computing, until that was measured.
     knobs: the policy's settings that were chosen; all others are its defaults (catalog.py).
     """
 
@@ -47,6 +49,7 @@ class SchedulerSpec:
     histories: bool = False
     signals: bool = False
     kv_transfer: str = "auto"
+    dispatch_s: float = DISPATCH_S
 
     def costs(self) -> LatencyModel | None:
         """What steps take, as far as it was known beforehand."""
@@ -75,7 +78,8 @@ class SchedulerSpec:
                 max_sequences=self.max_sequences,
                 prefix_caching=self.prefix_caching,
             )
-            return setup.policy, replace(config, histories=self.histories, signals=self.signals)
+            own = replace(config, histories=self.histories, signals=self.signals, dispatch_s=self.dispatch_s)
+            return setup.policy, own
 
         policy, config = chosen(self.policy)
         transfers = TransferCosts(TransferCost(hardware(self.device).link_gb_s * 1e9))

@@ -39,6 +39,8 @@ DESCRIBE_TIMEOUT_S = 5.0
 CONFIGURE_TIMEOUT_S = 900.0
 LEASE_S = 6.0
 """A stage that sends neither a report nor a heartbeat (one each second) for this long is lost."""
+RENEWED_S = 0.5
+"""A lease is renewed this seldom: setting a timer anew for each report costs as much as decoding it."""
 MAX_PLANS_QUEUED = 64
 HUNG_PATIENCE_S = 1.0
 """For a step that has taken too long already."""
@@ -277,15 +279,18 @@ class StageClient:
         account = self.account
         call = self._stub.Run(self._requests(epoch))
         account.alive, account.running_step = True, 0
+        clock = asyncio.get_running_loop().time
         try:
-            while True:
-                async with asyncio.timeout(LEASE_S):
-                    message = await call.read()
-                if not isinstance(message, stage_pb2.RunResponse):
-                    raise self._lost(" ended the stream")
-                if fault := self._fault(message):
-                    raise self._lost(f": {fault}, which cannot be")
-                self._take(news_from_wire(message), report)
+            async with asyncio.timeout(LEASE_S) as lease:
+                renewed = clock()
+                while isinstance(message := await call.read(), stage_pb2.RunResponse):
+                    if (now := clock()) - renewed > RENEWED_S:
+                        renewed = now
+                        lease.reschedule(now + LEASE_S)
+                    if fault := self._fault(message):
+                        raise self._lost(f": {fault}, which cannot be")
+                    self._take(news_from_wire(message), report)
+                raise self._lost(" ended the stream")
         except TimeoutError:
             raise self._lost(f" was silent for {LEASE_S:g} s") from None
         except grpc.aio.AioRpcError as error:

@@ -131,11 +131,16 @@ class LengthPredicted:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """The last stage has finished a step. stage_s: time that each stage computed, if known, seconds."""
+    """The last stage has finished a step.
+
+    stage_s: time that each stage computed, if known, seconds. waits_s: that each had waited for what the step
+    needs, likewise; 0: the step waited for the stage.
+    """
 
     step_id: int
     sampled: SampledTokens
     stage_s: tuple[float, ...] = ()
+    waits_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,7 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
         step_tokens=scheduler.config.prefill_tokens,
         paid_s=mixed.paid_s if isinstance(mixed, MixedSteps) else 0.0,
         rides=isinstance(mixed, MixedSteps),
+        dispatch_s=state.dispatch.seconds,
     )
     return InstanceReport(
         phase=state.phase,

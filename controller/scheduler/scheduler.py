@@ -134,6 +134,7 @@ class Scheduler:
 
     def on(self, event: Event, now: float) -> list[Action]:
         """Take note of what happened, and decide. `now`: seconds on any steady clock, never falling."""
+        self.state.steps.now = now
         match event:
             case StepDone():
                 self._step_done(event, now)
@@ -297,6 +298,9 @@ class Scheduler:
         usual = not step.plan.copies and not event.sampled.prompts
         if self._cost is not None and event.stage_s and usual:
             self._cost.observe(step.phase, work_of(step.plan), max(event.stage_s))
+        if event.waits_s and usual:
+            links_s = (state.stages - 1) * self._cost.transfer_s(step.tokens) if self._cost else 0.0
+            state.dispatch.observe(now - step.planned_at, event.stage_s, event.waits_s, links_s)
         if event.sampled.errors:
             self._end_failed(step, event.sampled.errors)
         if event.sampled.prompts:

@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.sequence import Sequence
-from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.work import PrefillWork, chunk_pairs
 from tidepipe_common.types.plan import Phase
@@ -146,18 +145,25 @@ class TokenSeconds(NamedTuple):
 
 
 def round_seconds(
-    cost: StepCost, pace: PromptPace, rows: int, context: int, stages: int, token_s: TokenSeconds
+    cost: StepCost,
+    pace: PromptPace,
+    rows: int,
+    context: int,
+    stages: int,
+    token_s: TokenSeconds,
+    dispatch_s: float,
 ) -> float:
     """A token for each of `rows` sequences, also for those that do not decode yet: they soon will.
 
     Prompts go on taking the share of the time that they took lately. context: KV tokens that are held.
+    dispatch_s: see MeasuredDispatch.
     """
     if not rows:
         return 0.0
     stages = max(1, stages)
     batch = -(-rows // stages)
     share = pace.share(*token_s)
-    spent = stages * cost.linear_s(batch) + cost.attention_s(context, 0.0) + DISPATCH_S
+    spent = stages * cost.linear_s(batch) + cost.attention_s(context, 0.0) + dispatch_s
     return spent / max(LEAST_DECODING, 1.0 - share)
 
 
@@ -190,15 +196,17 @@ def rounds_beside_prompts(
     step_tokens: int,
     paid_s: float,
     rides: bool,
+    dispatch_s: float,
 ) -> tuple[float, float]:
     """Seconds of a round once all who are `here` decode, see round_seconds; and what those who do now lose to
     a second of prompts, see window_cost: all of it, unless prompts ride on their steps.
 
-    context: KV tokens that are held. step_tokens, paid_s: see token_seconds.
+    context: KV tokens that are held. step_tokens, paid_s: see token_seconds. dispatch_s: see round_seconds.
     """
     soon = token_seconds(cost, here, stages, step_tokens, paid_s)
     now = token_seconds(cost, decoding, stages, step_tokens, paid_s)
-    return round_seconds(cost, pace, here, context, stages, soon), window_cost(now) if rides else 1.0
+    round_s = round_seconds(cost, pace, here, context, stages, soon, dispatch_s)
+    return round_s, window_cost(now) if rides else 1.0
 
 
 def in_window(first_at: float, phase: Phase, phase_since: float) -> bool:

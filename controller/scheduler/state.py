@@ -20,6 +20,7 @@ from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.stats import SchedulerStats
 from controller.scheduler.steps import StepBook
+from tidepipe_common.latency.dispatch import DISPATCH_S, MeasuredDispatch
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.settings.defaults import BLOCK_SIZE
 from tidepipe_common.types.plan import Phase
@@ -40,6 +41,7 @@ class SchedulerConfig:
     max_sequences: running and waiting together; beyond it the queue is full.
     histories: the stages must be told all tokens of a sequence that begins.
     signals: the last stage tells the length signals of prompts (`tidepipe_common/types/length_signal.py`).
+    dispatch_s: what a step costs beside computing, until that was measured.
     """
 
     context_length: int
@@ -53,6 +55,7 @@ class SchedulerConfig:
     prefix_caching: bool = True
     histories: bool = False
     signals: bool = False
+    dispatch_s: float = DISPATCH_S
 
 
 class PipelineState:
@@ -66,6 +69,7 @@ class PipelineState:
         self.stats = SchedulerStats()
         self.holdings = HeldPrefixes(config.block_size) if config.prefix_caching else None
         self.prompt_pace = PromptPace()
+        self.dispatch = MeasuredDispatch(config.dispatch_s)
         self.passing_on = PassingOn()
         self.waiting = WaitingQueue(AwaitedPrefixes(config.block_size, self.find))
         self.running: dict[str, Sequence] = {}

@@ -97,7 +97,7 @@ class StepLoad:
     rows: decode rows that it has anyway. batches: steps of a round. context: KV tokens that a round reads.
     decoding: those with a target who had their first token in time. waiting: prompts, in order. coming:
         prompts to be expected. turnover: prompt tokens a round that full memory lets through, see
-        `turnover_of`; 0: not known. free: tokens of memory that nobody has.
+        `turnover_of`; 0: not known. free: tokens of memory that nobody has. dispatch_s: see MeasuredDispatch.
     """
 
     rows: int
@@ -108,6 +108,7 @@ class StepLoad:
     coming: Coming
     turnover: float
     free: int = 0
+    dispatch_s: float = DISPATCH_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ class StepBudget:
     def choose(self, load: StepLoad, now: float) -> StepChoice:
         """The next step's prompt tokens."""
         cost, rows, batches = self._cost, load.rows, load.batches
-        rest = cost.attention_s(load.context, 0.0) + DISPATCH_S
+        rest = cost.attention_s(load.context, 0.0) + load.dispatch_s
         empty = batches * cost.linear_s(max(1, rows)) + rest
         sizes = self._within_turnover(self._candidates(rows), load, rest)
         prompts = np.array(sizes, dtype=float) - rows

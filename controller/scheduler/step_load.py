@@ -66,6 +66,7 @@ def load_of(state: PipelineState, batch: MicroBatch, running: RunningLook) -> St
         coming_of(state.prompt_pace, running.turnover),
         turnover_of(running.turnover, state.allocator.capacity_tokens),
         state.allocator.free * state.allocator.block_size,
+        state.dispatch.seconds,
     )
 
 

@@ -24,7 +24,8 @@ from tidepipe_common.types.prompt_reading import PromptPiece
 class Step:
     """A step in flight. decode_rows: how many of its tokens are decode's; the rest are prompts'.
 
-    rows: sequences of all rows, decode's first. sampled: those that sample, in their order.
+    rows: sequences of all rows, decode's first. sampled: those that sample, in their order. planned_at: when
+    it was decided upon.
     """
 
     phase: Phase
@@ -34,6 +35,7 @@ class Step:
     sampled: tuple[Sequence, ...]
     batch: MicroBatch | None
     plan: StepPlan
+    planned_at: float
 
     def places(self) -> Iterator[tuple[Sequence, int, int]]:
         """Each row's sequence, its first position, and one past its last."""
@@ -46,6 +48,7 @@ class StepBook:
 
     unsent_blocks: sequences with blocks that no plan has told the stages of.
     arrived: those that decode and that no plan has told the stages of: their blocks came from elsewhere.
+    now: when what happens now happened.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class StepBook:
         self.unsent_blocks: set[Sequence] = set()
         self.arrived: set[Sequence] = set()
         self.tier: SecondTier | None = None
+        self.now = 0.0
         self._eos = eos_token_ids
         self._histories = histories
         self._signals = signals
@@ -162,7 +166,7 @@ class StepBook:
         self._releases.clear()
         tokens = len(members) + sum(count for _, count in chunks)
         self._steps[plan.step_id] = Step(
-            phase, tokens, len(members), tuple(sequences), tuple(sampled), batch, plan
+            phase, tokens, len(members), tuple(sequences), tuple(sampled), batch, plan, self.now
         )
         return Dispatch(plan)
 

@@ -38,6 +38,15 @@ MaxTotal = Annotated[
 NetworkRate = Annotated[
     float | None, typer.Option("--network-gb-s", min=0.001, help="Between nodes, 1e9 bytes/s per node.")
 ]
+DispatchMs = Annotated[
+    float | None,
+    typer.Option(
+        "--dispatch-ms",
+        min=0.0,
+        max=1000.0,
+        help="What a step costs beside computing, as `tidepipe admin phases` shows it. Default: 1.5.",
+    ),
+]
 WorkloadSource = Annotated[
     str,
     typer.Option(

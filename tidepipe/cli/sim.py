@@ -11,6 +11,7 @@ import typer
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.options import (
     AsJson,
+    DispatchMs,
     MaxTotal,
     MeasuredProfile,
     PrefixCaching,
@@ -70,6 +71,7 @@ def offline(
     layer_split: Annotated[
         str, typer.Option("--layer-split", metavar="A,B,..", help="Layers per stage. Default: equal times.")
     ] = "",
+    dispatch_ms: DispatchMs = None,
     scan: Annotated[
         bool, typer.Option("--scan", help="Try each baseline's knobs and report its best.")
     ] = False,
@@ -95,6 +97,7 @@ def offline(
     from simulator.setups import POLICIES
     from tidepipe.cli.waiting import Waiting
     from tidepipe_common.errors import ConfigError
+    from tidepipe_common.latency.dispatch import dispatch_seconds
     from tidepipe_common.latency.files import read_shape
     from tidepipe_common.latency.hardware import hardware as find_hardware
     from tidepipe_common.latency.profile_file import read_profile
@@ -112,7 +115,8 @@ def offline(
     shape = read_shape(model_shape)
     split = _split(layer_split, shape.layers, stages)
     reuse = reuses(prefix_caching)
-    spec = PipelineSpec(shape, find_hardware(hardware), stages, measured, max_total or 0, split, reuse)
+    way_s = dispatch_seconds(dispatch_ms)
+    spec = PipelineSpec(shape, find_hardware(hardware), stages, measured, max_total or 0, split, reuse, way_s)
     predict = find_predictor(predictor)
     load = open_workload(workload, requests, seed).within(max_prompt or spec.context, spec.context)
     if requests is not None:

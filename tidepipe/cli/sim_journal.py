@@ -89,6 +89,7 @@ def _live(live: LiveRun) -> dict[str, Any]:
         "cached_tokens": live.cached_tokens,
         "epochs": live.epochs,
         "pace": {phase.value: factor for phase, factor in live.pace.items()},
+        "dispatch_s": live.dispatch_s,
     }
 
 
@@ -121,7 +122,8 @@ def _print(live: LiveRun, results: dict[str, RunResult]) -> None:
         console.print(f"replayed {live.events} events: every decision is the same")
     if live.pace:
         told = ", ".join(f"{phase.value} {factor:.2f}" for phase, factor in live.pace.items())
-        console.print(f"steps took, times what the profile says: {told}")
+        beside = f"{live.dispatch_s * 1000:.1f} ms each beside computing"
+        console.print(f"steps took, times what the profile says: {told}; and {beside}")
     table = Table("", box=SIMPLE)
     for column in ("seconds", "tok/s", "of live", "busy", "switches", "preempted", "steals", "found"):
         table.add_column(column, justify="right")

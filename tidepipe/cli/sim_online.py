@@ -15,6 +15,7 @@ from tidepipe.cli.options import (
     Arrivals,
     AsJson,
     Attainment,
+    DispatchMs,
     KvTransfers,
     MaxTotal,
     MeasuredProfile,
@@ -63,6 +64,7 @@ def online(
     kv_transfer: KvTransfers = "auto",
     max_total: MaxTotal = None,
     network_gb_s: NetworkRate = None,
+    dispatch_ms: DispatchMs = None,
     definition: Annotated[
         str,
         typer.Option(
@@ -90,6 +92,7 @@ def online(
     from simulator.goodput import Question
     from tidepipe.cli.waiting import Waiting
     from tidepipe_common.errors import ConfigError
+    from tidepipe_common.latency.dispatch import dispatch_seconds
     from tidepipe_common.latency.files import read_shape
     from tidepipe_common.latency.hardware import hardware as find_hardware
     from tidepipe_common.latency.profile_file import read_profile
@@ -111,6 +114,7 @@ def online(
         max_total=max_total or 0,
         prefix_caching=reuses(prefix_caching),
         kv_transfer=transfers(kv_transfer),
+        dispatch_s=dispatch_seconds(dispatch_ms),
     )
     kind = parse_arrivals(arrivals)
     load = open_workload(workload, None, seed)

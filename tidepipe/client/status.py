@@ -107,7 +107,8 @@ class PipelineStatus:
     """An instance's own account; counters since its controller started.
 
     kv_blocks_free: that nobody uses, kept ones included. reuse: None if it does not say. hand_overs: None if
-    it hands nothing over.
+    it hands nothing over. dispatch_s: what a step costs beside computing, by as many steps as it was measured
+    by; few: it is assumed.
     """
 
     incarnation: str
@@ -140,6 +141,8 @@ class PipelineStatus:
     working_s: float = 0.0
     reuse: PrefixReuse | None = None
     hand_overs: HandOvers | None = None
+    dispatch_s: float = 0.0
+    dispatch_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)

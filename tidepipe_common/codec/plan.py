@@ -261,6 +261,7 @@ def news_to_wire(news: StageNews) -> stage_pb2.RunResponse:
                 compute_s=news.compute_s,
                 idle_s=news.idle_s,
                 plan_wait_s=news.plan_wait_s,
+                input_wait_s=news.input_wait_s,
             )
             if news.sampled is not None:
                 report.token_ids.extend(news.sampled.token_ids)
@@ -319,7 +320,9 @@ def news_from_wire(message: stage_pb2.RunResponse) -> StageNews | None:
         signals = tuple([LengthSignal(one.sequence_key, one.values) for one in step.signals])
         logprobs = logprobs_from_wire(step.logprobs)
         sampled = SampledTokens(tuple(step.token_ids), logprobs, errors, prompts, signals)
-        return StepReport(step.step_id, step.compute_s, step.idle_s, step.plan_wait_s, sampled)
+        return StepReport(
+            step.step_id, step.compute_s, step.idle_s, step.plan_wait_s, sampled, step.input_wait_s
+        )
     if which == "heartbeat":
         heart = message.heartbeat
         return Heartbeat(heart.rss_bytes, heart.running_step_id, heart.running_s)

@@ -15,23 +15,24 @@ SAMPLE_S = 0.02
 IDLE_SAMPLE_S = 0.1
 """Each process of a machine wakes for this, and most do nothing else most of the time."""
 IDLE_SHARE = 0.1
-"""Of a core: who computes less is idle. Waking every SAMPLE_S is a seventh of that."""
+"""Of a core: whose loop takes less is idle, whatever other threads compute. Waking every SAMPLE_S is a seventh
+of that."""
 
 
 async def lags(longest_s: float = SAMPLE_S) -> AsyncIterator[tuple[float, float]]:
     """How late this loop wakes who asks every SAMPLE_S, and what the process computed meanwhile; seconds.
 
-    longest_s: while the process is idle it asks more and more seldom, up to this.
+    longest_s: while the loop is idle it asks more and more seldom, up to this.
     """
     wait_s = SAMPLE_S
     while True:
         due = time.monotonic() + wait_s
-        computed = -time.process_time()
+        computed, own = -time.process_time(), -time.thread_time()
         await asyncio.sleep(wait_s)
         lag = max(time.monotonic() - due, 0.0)
-        computed += time.process_time()
+        computed, own = computed + time.process_time(), own + time.thread_time()
         yield lag, computed
-        idle = computed < IDLE_SHARE * (wait_s + lag)
+        idle = own < IDLE_SHARE * (wait_s + lag)
         wait_s = min(2 * wait_s, longest_s) if idle else SAMPLE_S
 
 
@@ -42,8 +43,8 @@ class LoopLag:
     def __init__(self) -> None:
         self._histogram = Histogram(
             "tidepipe_event_loop_lag_seconds",
-            f"How late the event loop woke a task, which asks every {SAMPLE_S * 1000:g} ms while the process "
-            f"computes, and else up to every {IDLE_SAMPLE_S * 1000:g} ms",
+            f"How late the event loop woke a task, which asks every {SAMPLE_S * 1000:g} ms while it has "
+            f"much to do, and else up to every {IDLE_SAMPLE_S * 1000:g} ms",
             buckets=LOOP_LAG_S,
             registry=None,
         )

@@ -175,7 +175,8 @@ class StepReport:
     """A stage has done its part of a step. Times in seconds.
 
     idle_s: since the step before. plan_wait_s: of that, the part before this step's plan was here.
-    sampled: by the last stage; None, or nothing, by the others.
+    sampled: by the last stage; None, or nothing, by the others. input_wait_s: of idle_s, the part before all
+    that the step needs was here; 0: it was here, and waited for the stage.
     """
 
     step_id: int
@@ -183,6 +184,7 @@ class StepReport:
     idle_s: float
     plan_wait_s: float
     sampled: SampledTokens | None = None
+    input_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

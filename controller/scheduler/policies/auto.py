@@ -71,17 +71,11 @@ class AutoPolicy(MixedSteps):
         *,
         order: bool = True,
         extra_batches: int = 0,
-        dispatch_s: float = 0.0,
         fixed_size: int = 0,
     ) -> None:
-        """stealing, order, fixed_size (0: by price): each technique can be switched, for ablations.
-
-        dispatch_s: from a step's result to the next plan at the first stage, which extra batches hide. Given,
-            they are there only while they pay; 0: always.
-        """
+        """stealing, order, fixed_size (0: by price): each technique can be switched, for ablations."""
         super().__init__(extra_batches)
-        self._dispatch_s = dispatch_s
-        self._way_s = 0.0
+        self._fits_drain = self._fits_flood = False
         self.knobs = knobs or TideKnobs()
         self._stealing: Stealing = stealing or StealByTime(cost)
         self._order = FinishTogether() if order else None
@@ -106,9 +100,14 @@ class AutoPolicy(MixedSteps):
         if tokens != self._fixed_size:
             self._fixed_size, self._steps_left = tokens, 0
 
-    def add_in_flood(self, way_s: float) -> None:
-        """From now on there is one more batch in the flood where that pays. way_s: as dispatch_s."""
-        self._way_s = way_s
+    def fit_in_drain(self) -> None:
+        """From now on the extra batches, which hide the way of results and plans, are there only while that
+        pays."""
+        self._fits_drain = True
+
+    def add_in_flood(self) -> None:
+        """From now on there is one more batch in the flood where that pays."""
+        self._fits_flood = True
 
     def place(self, state: PipelineState, sequence: Sequence, batch: MicroBatch | None) -> None:
         """Into the pool: the batch that is short of work takes it. Beside it, if it will go on elsewhere."""
@@ -130,9 +129,9 @@ class AutoPolicy(MixedSteps):
         if state.phase is Phase.IDLE and state.waiting:
             self._filling, self._steps_left = True, 0
         self._turn_tide(state, now)
-        if self._extra and self._dispatch_s:
+        if self._extra and self._fits_drain:
             self._fit_batches(state)
-        elif self._way_s:
+        elif self._fits_flood:
             _have_batches(state, state.stages + self._pays_in_flood(state))
         for batch in state.batches.idle():
             self.form(state, batch)
@@ -214,7 +213,7 @@ class AutoPolicy(MixedSteps):
             return False
         few, few_s = self._sizes.step(tokens / stages)
         many, many_s = self._sizes.step(tokens / (stages + 1))
-        way = self._way_s + stages * self._cost.transfer_s(round(few))
+        way = state.dispatch.seconds + stages * self._cost.transfer_s(round(few))
         # Seconds per token; not back and forth where both are level.
         waits = (few_s + way / stages) / few
         return many_s / many < waits * (1.0 if len(state.batches.batches) > stages else 0.995)
@@ -225,7 +224,7 @@ class AutoPolicy(MixedSteps):
         if not len(batches):
             return False
         # Not back and forth at one and the same length.
-        way = self._dispatch_s * (1.0 if len(batches.batches) > few else 0.5)
+        way = state.dispatch.seconds * (1.0 if len(batches.batches) > few else 0.5)
         products = self._cost.linear_s(-(-len(batches) // few))
         context = sum(batch.context for batch in batches.batches)
         step = products + self._cost.attention_s(context // few, 0.0)

@@ -23,7 +23,6 @@ from controller.scheduler.state import SchedulerConfig
 from controller.scheduler.stealing import NoStealing, StealByCount, StealByTime, Stealing
 from controller.scheduler.switching import FixedShare, Hysteresis, Intensity, Switching
 from tidepipe_common.errors import ConfigError
-from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.settings.defaults import BLOCK_SIZE, LIVE_POLICIES, MAX_STEP_TOKENS, Routing
 
@@ -158,10 +157,12 @@ def make_setup(
         )
     if name == "auto" and cost is None:
         return make_setup("td-pipe", known_knobs("td-pipe", given), None, device, fixed=fixed)
-    fitting = name == "auto" and device == "cpu" and "extra_batches" not in given and not fixed
-    policy = _POLICIES[name].make(chosen, cost, DISPATCH_S if fitting else 0.0)
-    if isinstance(policy, AutoPolicy) and device != "cpu" and "extra_batches" not in given and not fixed:
-        policy.add_in_flood(DISPATCH_S)
+    policy = _POLICIES[name].make(chosen, cost)
+    if isinstance(policy, AutoPolicy) and "extra_batches" not in given and not fixed:
+        if device == "cpu":
+            policy.fit_in_drain()
+        else:
+            policy.add_in_flood()
     admission = AdmissionRules(
         int(chosen["max_running"]) or MAX_STEP_TOKENS,
         float(chosen.get("reserve", 0.0)),
@@ -181,7 +182,7 @@ def make_setup(
     )
 
 
-def _hybrid(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
+def _hybrid(knobs: Knobs, cost: StepCost | None) -> Policy:
     stealing = str(knobs.get("stealing", "home"))
     return HybridPolicy(
         int(knobs["token_budget"]),
@@ -191,15 +192,15 @@ def _hybrid(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
     )
 
 
-def _vllm(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
+def _vllm(knobs: Knobs, cost: StepCost | None) -> Policy:
     return VllmPolicy(int(knobs["token_budget"]), int(knobs["extra_batches"]))
 
 
-def _vllm_capped(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
+def _vllm_capped(knobs: Knobs, cost: StepCost | None) -> Policy:
     return CappedVllmPolicy(int(knobs["token_budget"]), int(knobs["extra_batches"]), cap=int(knobs["cap"]))
 
 
-def _gllm(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
+def _gllm(knobs: Knobs, cost: StepCost | None) -> Policy:
     throttle = Throttle(
         int(knobs["token_budget"]),
         int(knobs["least_prompts"]),
@@ -210,23 +211,23 @@ def _gllm(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
     return GllmPolicy(throttle, int(knobs["extra_batches"]))
 
 
-def _padg(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
+def _padg(knobs: Knobs, cost: StepCost | None) -> Policy:
     return HybridPolicy(int(knobs["token_budget"]), int(knobs["extra_batches"]), name="padg")
 
 
-def _padg_apart(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
+def _padg_apart(knobs: Knobs, cost: StepCost | None) -> Policy:
     return PadgPolicy(cost, extra_batches=int(knobs["extra_batches"]))
 
 
-def _padg_published(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
+def _padg_published(knobs: Knobs, cost: StepCost | None) -> Policy:
     return PadgPolicy(cost, extra_batches=int(knobs["extra_batches"]), name="padg-published")
 
 
-def _separate(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
+def _separate(knobs: Knobs, cost: StepCost | None) -> Policy:
     return SeparatePolicy(int(knobs["token_budget"]), int(knobs["extra_batches"]))
 
 
-def _td_pipe(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
+def _td_pipe(knobs: Knobs, cost: StepCost | None) -> Policy:
     return TemporalPolicy(
         _switching(str(knobs["switching"]), cost),
         _stealing(str(knobs["stealing"]), cost),
@@ -234,7 +235,7 @@ def _td_pipe(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
     )
 
 
-def _auto(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
+def _auto(knobs: Knobs, cost: StepCost | None) -> Policy:
     assert cost is not None, "make_setup has seen to that"
     return AutoPolicy(
         cost,
@@ -242,7 +243,6 @@ def _auto(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
         _stealing(str(knobs["stealing"]), cost),
         order=bool(knobs["order"]),
         extra_batches=int(knobs["extra_batches"]),
-        dispatch_s=dispatch_s,
         fixed_size=int(knobs["fixed_size"]),
     )
 
@@ -251,7 +251,7 @@ def _auto(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
 class _Entry:
     """A policy: what makes it, all its knobs with their defaults, and which differ on CPUs."""
 
-    make: Callable[[Knobs, StepCost | None, float], Policy]
+    make: Callable[[Knobs, StepCost | None], Policy]
     knobs: Knobs
     on_cpu: Knobs = field(default_factory=dict)
 

@@ -42,7 +42,13 @@ WATERMARK = AdmissionRules(occupancy=0.99)
 
 def _wider_in_flood() -> AutoPolicy:
     policy = AutoPolicy(COST, TideKnobs(most_tokens=64, grain=8))
-    policy.add_in_flood(COST.linear_s(64))
+    policy.add_in_flood()
+    return policy
+
+
+def _fewer_in_drain() -> AutoPolicy:
+    policy = AutoPolicy(COST, TideKnobs(long_step=1.0), extra_batches=1)
+    policy.fit_in_drain()
     return policy
 
 
@@ -72,11 +78,7 @@ CASES: dict[str, Case] = {
     "auto": (lambda: AutoPolicy(COST, TideKnobs(most_tokens=64, grain=8)), LeastLost(), RISKY),
     "auto, overcommitted": (lambda: AutoPolicy(COST), LeastLost(), AdmissionRules(reserve=-9.0)),
     "auto, one more batch in the flood": (_wider_in_flood, LeastLost(), RISKY),
-    "auto, batches come and go": (
-        lambda: AutoPolicy(COST, TideKnobs(long_step=1.0), extra_batches=1, dispatch_s=COST.linear_s(2)),
-        LeastLost(),
-        FORECAST,
-    ),
+    "auto, batches come and go": (_fewer_in_drain, LeastLost(), FORECAST),
     "auto, one size": (lambda: AutoPolicy(COST, fixed_size=24, extra_batches=1), Newest(), WATERMARK),
 }
 

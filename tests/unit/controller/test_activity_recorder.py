@@ -18,7 +18,7 @@ from simulator.record import Recording
 from tidepipe.cli.main import app
 from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
-from tidepipe_common.types.plan import Phase, PlanRow, StepPlan
+from tidepipe_common.types.plan import Phase, PlanRow, StepPlan, StepReport
 from tidepipe_common.types.sampling import FinishReason
 from workloads.mixes import sharegpt_like
 
@@ -33,8 +33,9 @@ def test_spans_shares_and_bubbles() -> None:
         row = PlanRow(1, step, 1, (5,), (), True)
         activity.note(Tick(), [Dispatch(StepPlan(step, Phase.MIXED, (row,)))], 99.0 + step, 0.0)
         # Reports come a little late; the stages' own times count.
-        activity.stage_done(0, step, 1.0, 0.0, 100.0 + step + 0.01 * (step % 3))
-        assert activity.stage_done(1, step, 0.5, 0.5, 100.5 + step) == (1.0, 0.5)
+        activity.stage_done(0, StepReport(step, 1.0, 0.0, 0.0), 100.0 + step + 0.01 * (step % 3))
+        told = activity.stage_done(1, StepReport(step, 0.5, 0.5, 0.0, None, 0.25), 100.5 + step)
+        assert told == ((1.0, 0.5), (0.0, 0.25))
     activity.note(Tick(), [PhaseSwitched(Phase.MIXED, Phase.IDLE, Reason("all done"))], 110.0, 0.0)
     assert activity.working_s(150.0) == pytest.approx(10.0)
     assert activity.bubble_shares(150.0) == pytest.approx((0.0, 0.5))

@@ -35,7 +35,7 @@ from controller.scheduler.events import (
 from controller.scheduler.offload import NO_OFFLOAD, OffloadCapacity
 from controller.scheduler.scheduler import Scheduler, SchedulerConfig
 from controller.scheduler.sequence import State
-from tests.unit.controller.policy_cases import CASES
+from tests.unit.controller.policy_cases import CASES, COST
 from tidepipe_common.latency.learned import LearnedCost
 from tidepipe_common.prefix import root_key
 from tidepipe_common.types.plan import (
@@ -206,6 +206,8 @@ class World:
             microbatches=self.microbatches,
             admission=admission,
             victims=victims,
+            # A long one, so that what hides it is tried as well.
+            dispatch_s=COST.linear_s(64),
         )
         cost = LearnedCost() if self.offload.slots else None
         self.scheduler = Scheduler(

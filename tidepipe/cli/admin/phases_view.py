@@ -57,6 +57,7 @@ def _fields(instance: InstanceStatus) -> dict[str, Any]:
         "forecasts": {"scored": status.forecasts_scored, "mean_error_tokens": status.forecast_error_tokens},
         "window_s": round(status.window_s, 3),
         "working_s": round(status.working_s, 3),
+        "dispatch": {"seconds": status.dispatch_s, "steps": status.dispatch_steps},
         "stages": [
             {
                 "index": stage.index,
@@ -109,6 +110,9 @@ def _facts(status: PipelineStatus, colour: str) -> Table:
         name = f"stage {stage.index}"
         shares = f"{stage.busy_share:4.0%} busy of {status.window_s:.0f} s, bubbles {stage.bubble_share:.0%}"
         facts.add_row(name, f"{_bar(stage.busy_share)} {shares}")
+    if status.dispatch_s:
+        by = f"median of the last of {status.dispatch_steps} steps" if status.dispatch_steps else "assumed"
+        facts.add_row("between steps", f"{status.dispatch_s * 1000:.2f} ms beside computing ({by})")
     total = max(1, status.kv_blocks_total)
     used, peak = (total - status.kv_blocks_free) / total, status.kv_blocks_forecast / total
     facts.add_row("KV memory", f"{_bar(used)} {used:4.0%} in use, {peak:.0%} at the forecast peak")
