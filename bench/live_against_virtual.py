@@ -61,9 +61,7 @@ class Figures:
     dispatch_ms: float = 0.0
 
 
-def figures(
-    ttfts: Sequence[float], tpots: Sequence[float], slo: SloTarget, dispatch_s: float
-) -> Figures:
+def figures(ttfts: Sequence[float], tpots: Sequence[float], slo: SloTarget, dispatch_s: float) -> Figures:
     """Of requests that all came to their end; seconds."""
     ttft, tpot = np.array(ttfts), np.array(tpots)
     p50, p90 = 1000 * np.percentile(tpot, (50, 90))

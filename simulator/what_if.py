@@ -172,9 +172,8 @@ def what_if(
 ) -> RunResult:
     """The same arrivals, lengths, predictions and memory, scheduled by `spec` in virtual time.
 
-    paced: steps are as fast as they were in that run, on the whole, and so are the ways of their results; else
-    as the profile and `spec` say, which know nothing of a clock that is lower today, or of other work on the
-    machine.
+    paced: steps are as fast as they were in that run, on the whole, and so are ways of results; else as the
+    profile and `spec` say, which know nothing of a slower clock, or of other work on the machine.
     ConfigError if it knows no costs: a live run without a profile has none to go by.
     """
     known = spec.costs()

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 
@@ -19,7 +19,15 @@ from stage_worker.hand_over import KvTransfers
 from stage_worker.link import MAX_QUEUED, NextStageLink, describe
 from stage_worker.sequence_spans import SequenceSpans
 from tidepipe_common.errors import IncompatibleError
-from tidepipe_common.types.plan import FailureKind, Phase, StageFailure, StageNews, StepPlan, StepReport
+from tidepipe_common.types.plan import (
+    FailureKind,
+    Phase,
+    StageFailure,
+    StageNews,
+    StageTimes,
+    StepPlan,
+    StepReport,
+)
 
 STOP_TIMEOUT_S = 60.0
 """For the step that an epoch's end finds under way, unless the controller knows better."""
@@ -68,6 +76,19 @@ class WorkAccount:
             self.activation_bytes += hidden.nbytes if isinstance(hidden, memoryview) else len(hidden)
 
 
+class _Activations(NamedTuple):
+    """What came from the stage before, and when. before: see StepReport."""
+
+    at: float
+    step_id: int
+    hidden: bytes | None
+    before: tuple[StageTimes, ...] = ()
+
+
+_NOTHING = _Activations(0.0, 0, None)
+"""What a first stage waits for."""
+
+
 class StuckError(Exception):
     """A step does not return. Nothing in the process can end it, and the device may be its own."""
 
@@ -109,9 +130,15 @@ class Epoch:
         max_message_bytes: int,
         account: WorkAccount,
         spans: SequenceSpans | None = None,
+        *,
+        reports_go_along: bool = False,
     ) -> None:
-        """account: where the steps of this epoch are counted. spans: of its sequences."""
+        """account: where the steps of this epoch are counted. spans: of its sequences. reports_go_along: what
+        its steps took goes to the next stage with their activations, and only from the last one to the
+        controller."""
         self.number = number
+        self.done_step = 0
+        self._along = reports_go_along and not spec.last
         self.spec = spec
         self.executor: Executor | None = executor
         self.ended = asyncio.Event()
@@ -151,9 +178,9 @@ class Epoch:
         """A plan came; QueueOverflowError if there are absurdly many."""
         self._runner.add_plan(plan)
 
-    def add_activation(self, step_id: int, hidden: bytes) -> None:
-        """Activations came; QueueOverflowError if there are absurdly many."""
-        self._runner.add_activation(step_id, hidden)
+    def add_activation(self, step_id: int, hidden: bytes, before: tuple[StageTimes, ...] = ()) -> None:
+        """Activations came; QueueOverflowError if there are absurdly many. before: see StepReport."""
+        self._runner.add_activation(step_id, hidden, before)
 
     @property
     def running(self) -> tuple[int, float]:
@@ -203,16 +230,19 @@ class Epoch:
         if self.ended.is_set():
             return
         self._account.count(plan, hidden, report)
+        self.done_step = plan.step_id
         self.transfers.step_done(plan.step_id)
         self._spans.note(plan, report)
         if self._link is not None and hidden is not None:
             try:
-                self._link.send(plan.step_id, hidden, plan.tokens)
+                along = report.times if self._along else ()
+                self._link.send(plan.step_id, hidden, plan.tokens, along)
             except asyncio.QueueFull:
                 detail = "the next stage takes no activations"
                 self._fail(StageFailure(FailureKind.LINK, detail, plan.step_id))
                 return
-        self.reports.tell(report)
+        if not self._along:
+            self.reports.tell(report)
 
     def _fail(self, failure: StageFailure) -> None:
         if self.ended.is_set():
@@ -234,7 +264,7 @@ class StepRunner:
         self._first = first
         # Each with when it came.
         self._plans: queue.Queue[tuple[float, StepPlan] | None] = queue.Queue(MAX_QUEUED)
-        self._activations: queue.Queue[tuple[float, int, bytes] | None] = queue.Queue(MAX_QUEUED)
+        self._activations: queue.Queue[_Activations | None] = queue.Queue(MAX_QUEUED)
         # The thread's own, gone with it: `done` leads back to who has this runner, and in such a circle an
         # ended epoch would keep a GPU's memory until Python's collector comes by.
         self._thread = threading.Thread(
@@ -254,9 +284,10 @@ class StepRunner:
         """A plan came from the controller."""
         self._put(self._plans, (time.perf_counter(), plan), "plans")
 
-    def add_activation(self, step_id: int, hidden: bytes) -> None:
-        """Activations came from the stage before."""
-        self._put(self._activations, (time.perf_counter(), step_id, hidden), "activations")
+    def add_activation(self, step_id: int, hidden: bytes, before: tuple[StageTimes, ...]) -> None:
+        """Activations came from the stage before, and what the stages until there took."""
+        item = _Activations(time.perf_counter(), step_id, hidden, before)
+        self._put(self._activations, item, "activations")
 
     @staticmethod
     def _put(line: queue.Queue[Item], item: Item, what: str) -> None:
@@ -291,12 +322,12 @@ class StepRunner:
                 if plan.step_id != step_id + 1:
                     raise PlanError(f"step {step_id + 1} was due, step {plan.step_id} came")
                 step_id = plan.step_id
-                ready, hidden = (planned, None) if self._first else self._next_activation(step_id)
-                if self._stopped.is_set():
+                came = _NOTHING if self._first else self._next_activation(step_id)
+                if came is None or self._stopped.is_set():
                     return
                 begin = time.perf_counter()
                 self._running = step_id, begin
-                output = executor.execute(plan, hidden)
+                output = executor.execute(plan, came.hidden)
                 self._running = None
                 end = time.perf_counter()
                 if output.seconds is not None:
@@ -304,10 +335,12 @@ class StepRunner:
                 idle = 0.0 if last_end is None else max(0.0, begin - last_end)
                 waited = [
                     0.0 if last_end is None else min(idle, max(0.0, there - last_end))
-                    for there in (planned, max(planned, ready))
+                    for there in (planned, max(planned, came.at))
                 ]
                 last_end = end
-                report = StepReport(step_id, end - begin, idle, waited[0], output.sampled, waited[1])
+                report = StepReport(
+                    step_id, end - begin, idle, waited[0], output.sampled, waited[1], came.before
+                )
                 done(plan, output.hidden, report)
         except PlanError as error:
             log.error("plan refused", step=step_id, reason=str(error))
@@ -322,12 +355,8 @@ class StepRunner:
         finally:
             self._running = None
 
-    def _next_activation(self, step_id: int) -> tuple[float, bytes | None]:
-        """When they came, and what they are; None: the epoch ends."""
+    def _next_activation(self, step_id: int) -> _Activations | None:
         item = self._activations.get()
-        if item is None:
-            return 0.0, None
-        came, got, hidden = item
-        if got != step_id:
-            raise PlanError(f"activations of step {step_id} were due, those of step {got} came")
-        return came, hidden
+        if item is not None and item.step_id != step_id:
+            raise PlanError(f"activations of step {step_id} were due, those of step {item.step_id} came")
+        return item

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import grpc
 
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
+from tidepipe_common.codec.plan import times_to_wire
 from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.types.plan import StageTimes
 
 MAX_QUEUED = 64
 """Plans, or activations, that may wait at a stage; far more than a controller ever has in flight."""
@@ -23,11 +25,21 @@ class NextStageLink:
         self._max_message_bytes = max_message_bytes
         self._queue: asyncio.Queue[stage_pb2.ForwardRequest] = asyncio.Queue(MAX_QUEUED)
 
-    def send(self, step_id: int, hidden: bytes | memoryview, tokens: int) -> None:
-        """Queue the activations of a step; asyncio.QueueFull if the next stage has stopped taking them."""
-        self._queue.put_nowait(
-            stage_pb2.ForwardRequest(epoch=self._epoch, step_id=step_id, hidden=bytes(hidden), tokens=tokens)
+    def send(
+        self, step_id: int, hidden: bytes | memoryview, tokens: int, times: Iterable[StageTimes]
+    ) -> None:
+        """Queue the activations of a step; asyncio.QueueFull if the next stage has stopped taking them.
+
+        times: that go along, see `StepReport.before`.
+        """
+        message = stage_pb2.ForwardRequest(
+            epoch=self._epoch,
+            step_id=step_id,
+            hidden=bytes(hidden),
+            tokens=tokens,
+            before=times_to_wire(times),
         )
+        self._queue.put_nowait(message)
 
     async def run(self) -> None:
         """Serve the link until cancelled. Raises AioRpcError when it breaks.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from controller.scheduler.actions import Action, Dispatch, Finish, PhaseSwitched
 from controller.scheduler.events import Event, LengthPredicted, StagesLost, StagesReady
 from controller.scheduler.scheduler import Scheduler
-from tidepipe_common.types.plan import Phase, StepPlan, StepReport
+from tidepipe_common.types.plan import Phase, StageTimes, StepPlan, StepReport
 from tidepipe_common.types.sampling import FinishReason
 from tidepipe_common.types.timeline import MemorySample, PhaseTurn, StageSpan, Timeline
 
@@ -96,26 +96,34 @@ class ActivityRecorder:
         The stage's own times are exact where the arrival of its report is not: each span follows the one
         before by what the stage says it waited, unless that would end after the report arrived.
         """
-        step_id, compute_s = report.step_id, report.compute_s
-        self._busy_s[stage] += compute_s
-        step, times = self._steps.get(step_id), self._times.get(step_id, [0.0] * self._stages)
-        waits = self._waits.get(step_id, [0.0] * self._stages)
-        times[stage], waits[stage] = report.compute_s, report.input_wait_s
+        told = report.times
+        later_s = sum(one.compute_s for one in told)
+        for index, one in enumerate(told, start=stage + 1 - len(told)):
+            # So long ago it has ended at least: the stages behind it have computed since.
+            later_s -= one.compute_s
+            self._note_times(index, report.step_id, one, now - max(0.0, later_s))
+        times = self._times.get(report.step_id, [0.0] * self._stages)
+        waits = self._waits.get(report.step_id, [0.0] * self._stages)
         if stage == self._stages - 1:
-            self._steps.pop(step_id, None)
-            self._times.pop(step_id, None)
-            self._waits.pop(step_id, None)
+            for kept in (self._steps, self._times, self._waits):
+                kept.pop(report.step_id, None)
+        return tuple(times), tuple(waits)
+
+    def _note_times(self, stage: int, step_id: int, took: StageTimes, now: float) -> None:
+        self._busy_s[stage] += took.compute_s
+        if step_id in self._times:
+            self._times[step_id][stage] = took.compute_s
+            self._waits[step_id][stage] = took.input_wait_s
         before = self._ends[stage]
-        end = now if before is None else before + report.idle_s + compute_s
+        end = now if before is None else before + took.idle_s + took.compute_s
         if end > now or now - end > SAMPLE_EVERY_S:
             end = now
         self._ends[stage] = end
         # A report that came late made the span before end late, too; this one then begins where that ends.
-        start = end - compute_s if before is None else max(before, end - compute_s)
-        if step is not None:
+        start = end - took.compute_s if before is None else max(before, end - took.compute_s)
+        if (step := self._steps.get(step_id)) is not None:
             span = StageSpan(stage, step_id, step.phase, step.tokens, step.decode_rows, start, end)
             self._spans.append(span)
-        return tuple(times), tuple(waits)
 
     def sample(self, scheduler: Scheduler, now: float) -> None:
         """Note how things stand, if it is time to."""
@@ -187,11 +195,11 @@ class ActivityRecorder:
         )
 
     def _spans_since(self, since: float) -> list[StageSpan]:
-        """Spans that ended since then. They are kept by report, which comes SAMPLE_EVERY_S late at most: so
-        looking back ends early, and who asks twice a second does not go through all of them."""
+        """Spans that ended since then. They are kept by report, which comes SAMPLE_EVERY_S late at most, and
+        a step ends at the last stage: so looking back ends early, and who asks often does not see all."""
         found = []
         for span in reversed(self._spans):
-            if span.end_s < since - SAMPLE_EVERY_S:
+            if span.stage == self._stages - 1 and span.end_s < since - SAMPLE_EVERY_S:
                 break
             if span.end_s >= since:
                 found.append(span)

@@ -72,6 +72,8 @@ class Pipeline:
         count = len(config.stage_addresses)
         self.watch = StepWatch(count, cost)
         self.stages = [StageClient(address, i, count) for i, address in enumerate(config.stage_addresses)]
+        for one in self.stages:
+            one.on_done = self.watch.passed
         self.kv = KvPort(self.stages, config.block_size, self._lose)
         self._incarnation = incarnation
         self._verdict: StageLostError | None = None
@@ -223,6 +225,9 @@ class Pipeline:
 
     async def _run_stage(self, stage: StageClient, report: Callable[[int, StepReport], None]) -> None:
         def watched(index: int, done: StepReport) -> None:
+            for earlier, times in zip(self.stages, done.before, strict=False):
+                earlier.reported(done.step_id, times)
+                self.watch.reported(earlier.index, done.step_id, times.compute_s)
             self.watch.reported(index, done.step_id, done.compute_s)
             report(index, done)
 

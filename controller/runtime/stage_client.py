@@ -31,6 +31,7 @@ from tidepipe_common.types.plan import (
     Phase,
     StageFailure,
     StageNews,
+    StageTimes,
     StepPlan,
     StepReport,
 )
@@ -139,9 +140,12 @@ class StageClient:
         self._orders: list[KvOrders] | None = None
         """What is queued behind the last plan; orders between two plans have one place in the queue."""
         self._phases: dict[int, tuple[Phase, float]] = {}
-        """Of the steps that it was sent and has not reported: and when they were sent."""
+        """Of the steps that it was sent and that were not reported: and when they were sent."""
+        self._done_step = 0
         self.on_fetched: Callable[[int, KvFetched], None] = lambda stage, fetched: None
         """Is told which fetches of this stage have ended."""
+        self.on_done: Callable[[int, int], None] = lambda stage, step_id: None
+        """Is told until which step this stage has done its part, once a second."""
 
     async def describe(self) -> StageAbout:
         """Ask the worker who it is.
@@ -206,6 +210,7 @@ class StageClient:
             fabric_before=setup.fabric_before,
             fabric_after=setup.fabric_after,
             patience_s=HUNG_PATIENCE_S if self.hung else 0.0,
+            reports_go_along=True,
         )
         try:
             reply = await self._stub.Configure(request, timeout=CONFIGURE_TIMEOUT_S)
@@ -219,6 +224,7 @@ class StageClient:
         self._plans = asyncio.Queue(MAX_PLANS_QUEUED)
         self._orders = None
         self._phases.clear()
+        self._done_step = 0
         self.account.layers = setup.layers
         self.account.rss_bytes = reply.rss_bytes
         self.account.slow_because = reply.slow_because
@@ -264,8 +270,8 @@ class StageClient:
 
     @property
     def open_steps(self) -> tuple[int, ...]:
-        """Steps of the epoch that it was sent and has not reported."""
-        return tuple(self._phases)
+        """Steps of the epoch that it was sent and has not done, as far as is known."""
+        return tuple([step_id for step_id in self._phases if step_id > self._done_step])
 
     def _lost(self, detail: str) -> StageLostError:
         return StageLostError(f"stage {self.index} at {self.address}{detail}", open_steps=self.open_steps)
@@ -303,24 +309,28 @@ class StageClient:
         """What it tells that cannot be true; "" if all can be."""
         if number := strange_number(message):
             return f"what it tells has {number}"
-        if message.HasField("step") and (sent := self._phases.get(message.step.step_id)) is not None:
-            took_s, passed_s = message.step.compute_s, time.monotonic() - sent[1]
+        if not message.HasField("step"):
+            return ""
+        before = message.step.before
+        if before and len(before) != self.index:
+            return f"it tells of {len(before)} stages before it"
+        if number := next(filter(None, map(strange_number, before)), ""):
+            return f"what it tells of stages before it has {number}"
+        if (sent := self._phases.get(message.step.step_id)) is not None:
+            took_s = max(message.step.compute_s, *(one.compute_s for one in before), 0.0)
+            passed_s = time.monotonic() - sent[1]
             if took_s > (1.0 + CLOCKS_APART) * passed_s + CLOCKS_APART_S:
                 return f"step {message.step.step_id}, sent {passed_s:.3g} s ago, took {took_s:.3g} s"
         return ""
 
     def _take(self, news: StageNews | None, report: Callable[[int, StepReport], None]) -> None:
         match news:
-            case StepReport(step_id, compute_s):
-                phase, _ = self._phases.pop(step_id, (Phase.DECODE, 0.0))
-                if phase is Phase.PREFILL:
-                    self.account.prefill_busy_s += compute_s
-                else:
-                    self.account.decode_busy_s += compute_s
-                self.account.plan_wait_s += news.plan_wait_s
+            case StepReport(step_id):
+                self.reported(step_id, news.times[-1])
                 report(self.index, news)
             case Heartbeat(rss_bytes, running_step_id):
                 self.account.rss_bytes, self.account.running_step = rss_bytes, running_step_id
+                self._done(news.done_step_id)
             case KvFetched():
                 self.on_fetched(self.index, news)
             case StageFailure(kind, failure, step_id):
@@ -328,6 +338,22 @@ class StageClient:
                 if kind is FailureKind.LINK:
                     raise NextStageLostError(detail)
                 raise StageLostError(detail, step_id or None)
+
+    def _done(self, until: int) -> None:
+        self._done_step = until
+        self.on_done(self.index, until)
+        # So far behind there is nothing in flight: nobody will say what these took.
+        for old in [one for one in self._phases if one + MAX_PLANS_QUEUED < until]:
+            del self._phases[old]
+
+    def reported(self, step_id: int, times: StageTimes) -> None:
+        """What it took for a step is known, by itself or by the last stage."""
+        phase, _ = self._phases.pop(step_id, (Phase.DECODE, 0.0))
+        if phase is Phase.PREFILL:
+            self.account.prefill_busy_s += times.compute_s
+        else:
+            self.account.decode_busy_s += times.compute_s
+        self.account.plan_wait_s += times.plan_wait_s
 
     async def _requests(self, epoch: int) -> AsyncIterator[stage_pb2.RunRequest]:
         yield stage_pb2.RunRequest(epoch=epoch)

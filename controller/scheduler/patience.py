@@ -80,12 +80,19 @@ class StepWatch:
     def reported(self, index: int, step_id: int, compute_s: float) -> None:
         """A stage has done its part."""
         stage = self._stages[index]
-        plan = stage.open.pop(step_id, None)
-        if plan is None:
-            return
-        stage.since = self._clock
         stage.took_s.append(compute_s)
-        stage.compiled.add(_size(plan))
+        if step_id in stage.open:
+            self._done(index, step_id)
+
+    def passed(self, index: int, step_id: int) -> None:
+        """A stage has done its part of all steps until this one; what they took the last one will report."""
+        for one in [known for known in self._stages[index].open if known <= step_id]:
+            self._done(index, one)
+
+    def _done(self, index: int, step_id: int) -> None:
+        stage = self._stages[index]
+        stage.since = self._clock
+        stage.compiled.add(_size(stage.open.pop(step_id)))
         if index + 1 < len(self._stages) and self._stages[index + 1].oldest == step_id:
             following = self._stages[index + 1]
             following.since = max(following.since, self._clock)

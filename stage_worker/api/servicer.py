@@ -17,7 +17,7 @@ from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 from tidepipe_common.codec.adapters import adapters_to_wire
 from tidepipe_common.codec.kv_transfer import orders_from_wire, piece_to_wire, wanted_from_wire
 from tidepipe_common.codec.numbers import strange_number
-from tidepipe_common.codec.plan import StartsAhead, news_to_wire, plan_from_wire
+from tidepipe_common.codec.plan import StartsAhead, news_to_wire, plan_from_wire, times_from_wire
 from tidepipe_common.codec.shape import shape_to_wire
 from tidepipe_common.errors import IncompatibleError, InvalidRequestError, UnavailableError
 from tidepipe_common.limits import MESSAGE_BYTES
@@ -152,6 +152,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
                 max_message_bytes(about.activation_width, about.dtype),
                 self.account,
                 SequenceSpans(self._traces, spec.index, spec.count),
+                reports_go_along=request.reports_go_along,
             )
         log.info(
             "configured",
@@ -254,7 +255,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         # Also between reports: they say nothing of memory.
         while True:
             step_id, seconds = epoch.running
-            epoch.reports.tell(Heartbeat(self._rss(), step_id, seconds))
+            epoch.reports.tell(Heartbeat(self._rss(), step_id, seconds, epoch.done_step))
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _read_plans(self, epoch: Epoch, requests: AsyncIterator[stage_pb2.RunRequest]) -> None:
@@ -288,7 +289,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             async for request in request_iterator:
                 self._require(epoch, request.epoch)
                 try:
-                    epoch.add_activation(request.step_id, request.hidden)
+                    epoch.add_activation(request.step_id, request.hidden, times_from_wire(request.before))
                 except QueueOverflowError as error:
                     raise IncompatibleError(str(error)) from error
                 steps += 1

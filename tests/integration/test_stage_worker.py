@@ -99,7 +99,7 @@ async def test_activations_pass_from_stage_to_stage_and_layers_are_split_by_cost
         assert await stages.bring_up() == 32
         reports = await run_steps(stages, [plan(1), plan(2), plan(3)])
         assert [list(report.sampled.token_ids) for report in reports if report.sampled] == [[3], [3], [3]]
-        assert [report.step_id for report in reports] == [1, 2, 3]
+        assert [(report.step_id, len(report.before)) for report in reports] == [(1, 2), (2, 2), (3, 2)]
         layers = [(b.specs[0].layer_begin, b.specs[0].layer_end) for b in backends]
         assert (layers[0][0], layers[-1]) == (0, (3, 4))  # the head weighs on the last stage
 

@@ -1477,6 +1477,8 @@ class InstanceStatus(_message.Message):
     WORKING_S_FIELD_NUMBER: _builtins.int
     REUSE_FIELD_NUMBER: _builtins.int
     HAND_OVERS_FIELD_NUMBER: _builtins.int
+    DISPATCH_S_FIELD_NUMBER: _builtins.int
+    DISPATCH_STEPS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Name of the instance."""
     incarnation: _builtins.str
@@ -1529,6 +1531,12 @@ class InstanceStatus(_message.Message):
     """Time over which the stages' shares are taken, seconds."""
     working_s: _builtins.float
     """Time with something to do since start, seconds."""
+    dispatch_s: _builtins.float
+    """What a step costs beside computing, seconds: from its end at the last stage to the next plan at the first one. The
+    scheduler reckons with it.
+    """
+    dispatch_steps: _builtins.int
+    """Steps by which that was measured since start; below 16 it is what is assumed beforehand."""
     @_builtins.property
     def batch_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Decode micro-batches, their sizes."""
@@ -1583,10 +1591,12 @@ class InstanceStatus(_message.Message):
         working_s: _builtins.float = ...,
         reuse: Global___PrefixReuse | None = ...,
         hand_overs: Global___HandOvers | None = ...,
+        dispatch_s: _builtins.float = ...,
+        dispatch_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hand_overs", b"hand_overs", "reuse", b"reuse"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_sizes", b"batch_sizes", "block_size", b"block_size", "decode_tokens", b"decode_tokens", "detail", b"detail", "epoch", b"epoch", "finished", b"finished", "forecast_error_tokens", b"forecast_error_tokens", "forecasts_scored", b"forecasts_scored", "hand_overs", b"hand_overs", "incarnation", b"incarnation", "instance_id", b"instance_id", "kv_blocks_forecast", b"kv_blocks_forecast", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "phase", b"phase", "phase_age_s", b"phase_age_s", "phase_reason", b"phase_reason", "phase_switches", b"phase_switches", "policy", b"policy", "predictor_fallbacks", b"predictor_fallbacks", "preemptions", b"preemptions", "prefill_tokens", b"prefill_tokens", "recent_switches", b"recent_switches", "reuse", b"reuse", "running", b"running", "serving", b"serving", "stages", b"stages", "steals", b"steals", "waiting", b"waiting", "window_s", b"window_s", "working_s", b"working_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_sizes", b"batch_sizes", "block_size", b"block_size", "decode_tokens", b"decode_tokens", "detail", b"detail", "dispatch_s", b"dispatch_s", "dispatch_steps", b"dispatch_steps", "epoch", b"epoch", "finished", b"finished", "forecast_error_tokens", b"forecast_error_tokens", "forecasts_scored", b"forecasts_scored", "hand_overs", b"hand_overs", "incarnation", b"incarnation", "instance_id", b"instance_id", "kv_blocks_forecast", b"kv_blocks_forecast", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "phase", b"phase", "phase_age_s", b"phase_age_s", "phase_reason", b"phase_reason", "phase_switches", b"phase_switches", "policy", b"policy", "predictor_fallbacks", b"predictor_fallbacks", "preemptions", b"preemptions", "prefill_tokens", b"prefill_tokens", "recent_switches", b"recent_switches", "reuse", b"reuse", "running", b"running", "serving", b"serving", "stages", b"stages", "steals", b"steals", "waiting", b"waiting", "window_s", b"window_s", "working_s", b"working_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

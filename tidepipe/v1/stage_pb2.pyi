@@ -209,6 +209,7 @@ class ConfigureRequest(_message.Message):
     FABRIC_BEFORE_FIELD_NUMBER: _builtins.int
     FABRIC_AFTER_FIELD_NUMBER: _builtins.int
     PATIENCE_S_FIELD_NUMBER: _builtins.int
+    REPORTS_GO_ALONG_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this contract."""
     model_fingerprint: _builtins.str
@@ -239,6 +240,10 @@ class ConfigureRequest(_message.Message):
     """Name under which it meets the next stage there; empty: activations go by Forward."""
     patience_s: _builtins.float
     """How long a step of the epoch before may still take, seconds; 0: a minute. Then the process ends, to be started anew."""
+    reports_go_along: _builtins.bool
+    """Steps of the stages before the last one are reported by the last one: what they took goes along with their activations
+    (StepReport.before). It saves a message for each step and stage.
+    """
     def __init__(
         self,
         *,
@@ -257,10 +262,11 @@ class ConfigureRequest(_message.Message):
         fabric_before: _builtins.str = ...,
         fabric_after: _builtins.str = ...,
         patience_s: _builtins.float = ...,
+        reports_go_along: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "controller_incarnation", b"controller_incarnation", "epoch", b"epoch", "fabric_after", b"fabric_after", "fabric_before", b"fabric_before", "kv_blocks", b"kv_blocks", "layer_begin", b"layer_begin", "layer_end", b"layer_end", "max_step_tokens", b"max_step_tokens", "model_fingerprint", b"model_fingerprint", "next_stage_address", b"next_stage_address", "patience_s", b"patience_s", "protocol_version", b"protocol_version", "stage_count", b"stage_count", "stage_index", b"stage_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "controller_incarnation", b"controller_incarnation", "epoch", b"epoch", "fabric_after", b"fabric_after", "fabric_before", b"fabric_before", "kv_blocks", b"kv_blocks", "layer_begin", b"layer_begin", "layer_end", b"layer_end", "max_step_tokens", b"max_step_tokens", "model_fingerprint", b"model_fingerprint", "next_stage_address", b"next_stage_address", "patience_s", b"patience_s", "protocol_version", b"protocol_version", "reports_go_along", b"reports_go_along", "stage_count", b"stage_count", "stage_index", b"stage_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -855,6 +861,8 @@ class StepReport(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     PROMPTS_FIELD_NUMBER: _builtins.int
     SIGNALS_FIELD_NUMBER: _builtins.int
+    INPUT_WAIT_S_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
     step_id: _builtins.int
     """The step."""
     compute_s: _builtins.float
@@ -863,6 +871,10 @@ class StepReport(_message.Message):
     """Time between the end of the step before and the start of this one, seconds (0 for the first)."""
     plan_wait_s: _builtins.float
     """Of idle_s, the part before this step's plan was here, seconds: time lost to scheduling."""
+    input_wait_s: _builtins.float
+    """Of idle_s, the part before the plan and the activations of this step were here, seconds; 0: they were, and waited for
+    the stage, or it is the first step.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Last stage: sampled tokens, one per row with sample set, in the order of the rows."""
@@ -883,6 +895,10 @@ class StepReport(_message.Message):
     def signals(self) -> _containers.RepeatedCompositeFieldContainer[Global___LengthSignal]:
         """Last stage: length signals of prompts whose first token was sampled in this step, of those that want one."""
 
+    @_builtins.property
+    def before(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTimes]:
+        """Of the last stage, with reports_go_along: what the stages before it took, the first one first."""
+
     def __init__(
         self,
         *,
@@ -895,14 +911,50 @@ class StepReport(_message.Message):
         errors: _abc.Iterable[Global___SequenceError] | None = ...,
         prompts: _abc.Iterable[Global___PromptPiece] | None = ...,
         signals: _abc.Iterable[Global___LengthSignal] | None = ...,
+        input_wait_s: _builtins.float = ...,
+        before: _abc.Iterable[Global___StageTimes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_s", b"compute_s", "errors", b"errors", "idle_s", b"idle_s", "logprobs", b"logprobs", "plan_wait_s", b"plan_wait_s", "prompts", b"prompts", "signals", b"signals", "step_id", b"step_id", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "compute_s", b"compute_s", "errors", b"errors", "idle_s", b"idle_s", "input_wait_s", b"input_wait_s", "logprobs", b"logprobs", "plan_wait_s", b"plan_wait_s", "prompts", b"prompts", "signals", b"signals", "step_id", b"step_id", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepReport: _TypeAlias = StepReport  # noqa: Y015
+
+@_typing.final
+class StageTimes(_message.Message):
+    """What one stage took for a step, seconds; see StepReport."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPUTE_S_FIELD_NUMBER: _builtins.int
+    IDLE_S_FIELD_NUMBER: _builtins.int
+    PLAN_WAIT_S_FIELD_NUMBER: _builtins.int
+    INPUT_WAIT_S_FIELD_NUMBER: _builtins.int
+    compute_s: _builtins.float
+    """Time spent computing."""
+    idle_s: _builtins.float
+    """Idle since the step before."""
+    plan_wait_s: _builtins.float
+    """Of that, without the plan."""
+    input_wait_s: _builtins.float
+    """Of that, without the plan or the activations."""
+    def __init__(
+        self,
+        *,
+        compute_s: _builtins.float = ...,
+        idle_s: _builtins.float = ...,
+        plan_wait_s: _builtins.float = ...,
+        input_wait_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_s", b"compute_s", "idle_s", b"idle_s", "input_wait_s", b"input_wait_s", "plan_wait_s", b"plan_wait_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageTimes: _TypeAlias = StageTimes  # noqa: Y015
 
 @_typing.final
 class LengthSignal(_message.Message):
@@ -1011,22 +1063,26 @@ class Heartbeat(_message.Message):
     RSS_BYTES_FIELD_NUMBER: _builtins.int
     RUNNING_STEP_ID_FIELD_NUMBER: _builtins.int
     RUNNING_S_FIELD_NUMBER: _builtins.int
+    DONE_STEP_ID_FIELD_NUMBER: _builtins.int
     rss_bytes: _builtins.int
     """Resident memory, bytes."""
     running_step_id: _builtins.int
     """The step that is being computed; 0 if none is."""
     running_s: _builtins.float
     """For how long, seconds."""
+    done_step_id: _builtins.int
+    """The last step of the epoch that it has done; 0 before the first."""
     def __init__(
         self,
         *,
         rss_bytes: _builtins.int = ...,
         running_step_id: _builtins.int = ...,
         running_s: _builtins.float = ...,
+        done_step_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rss_bytes", b"rss_bytes", "running_s", b"running_s", "running_step_id", b"running_step_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_step_id", b"done_step_id", "rss_bytes", b"rss_bytes", "running_s", b"running_s", "running_step_id", b"running_step_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1099,6 +1155,7 @@ class ForwardRequest(_message.Message):
     STEP_ID_FIELD_NUMBER: _builtins.int
     HIDDEN_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The epoch; a message of another one is refused with FAILED_PRECONDITION."""
     step_id: _builtins.int
@@ -1107,6 +1164,10 @@ class ForwardRequest(_message.Message):
     """Rows x hidden values, row-major, little-endian, in the pipeline's data type. Empty if they go by fabric."""
     tokens: _builtins.int
     """Tokens (rows)."""
+    @_builtins.property
+    def before(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTimes]:
+        """With reports_go_along: what the stages up to the sender took for the step, the first one first."""
+
     def __init__(
         self,
         *,
@@ -1114,10 +1175,11 @@ class ForwardRequest(_message.Message):
         step_id: _builtins.int = ...,
         hidden: _builtins.bytes = ...,
         tokens: _builtins.int = ...,
+        before: _abc.Iterable[Global___StageTimes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "hidden", b"hidden", "step_id", b"step_id", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "epoch", b"epoch", "hidden", b"hidden", "step_id", b"step_id", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,6 +31,7 @@ from tidepipe_common.types.plan import (
     SequenceStart,
     StageFailure,
     StageNews,
+    StageTimes,
     StepPlan,
     StepReport,
 )
@@ -252,6 +253,24 @@ def _decode_rows(counts: tuple[int, ...], sample: tuple[bool, ...]) -> int:
     return next(row for row, (count, sampled) in rows if count != 1 or not sampled)
 
 
+def times_to_wire(times: Iterable[StageTimes]) -> list[stage_pb2.StageTimes]:
+    """Domain to protobuf."""
+    return [
+        stage_pb2.StageTimes(
+            compute_s=one.compute_s,
+            idle_s=one.idle_s,
+            plan_wait_s=one.plan_wait_s,
+            input_wait_s=one.input_wait_s,
+        )
+        for one in times
+    ]
+
+
+def times_from_wire(times: Iterable[stage_pb2.StageTimes]) -> tuple[StageTimes, ...]:
+    """Protobuf to domain."""
+    return tuple([StageTimes(one.compute_s, one.idle_s, one.plan_wait_s, one.input_wait_s) for one in times])
+
+
 def news_to_wire(news: StageNews) -> stage_pb2.RunResponse:
     """Domain to protobuf."""
     match news:
@@ -262,6 +281,7 @@ def news_to_wire(news: StageNews) -> stage_pb2.RunResponse:
                 idle_s=news.idle_s,
                 plan_wait_s=news.plan_wait_s,
                 input_wait_s=news.input_wait_s,
+                before=times_to_wire(news.before),
             )
             if news.sampled is not None:
                 report.token_ids.extend(news.sampled.token_ids)
@@ -285,6 +305,7 @@ def news_to_wire(news: StageNews) -> stage_pb2.RunResponse:
                     rss_bytes=news.rss_bytes,
                     running_step_id=news.running_step_id,
                     running_s=news.running_s,
+                    done_step_id=news.done_step_id,
                 )
             )
         case StageFailure(kind, detail, step_id):
@@ -321,11 +342,17 @@ def news_from_wire(message: stage_pb2.RunResponse) -> StageNews | None:
         logprobs = logprobs_from_wire(step.logprobs)
         sampled = SampledTokens(tuple(step.token_ids), logprobs, errors, prompts, signals)
         return StepReport(
-            step.step_id, step.compute_s, step.idle_s, step.plan_wait_s, sampled, step.input_wait_s
+            step.step_id,
+            step.compute_s,
+            step.idle_s,
+            step.plan_wait_s,
+            sampled,
+            step.input_wait_s,
+            times_from_wire(step.before),
         )
     if which == "heartbeat":
         heart = message.heartbeat
-        return Heartbeat(heart.rss_bytes, heart.running_step_id, heart.running_s)
+        return Heartbeat(heart.rss_bytes, heart.running_step_id, heart.running_s, heart.done_step_id)
     if which == "failure":
         failure = message.failure
         kind = _KIND_FROM_WIRE.get(failure.kind, FailureKind.EXECUTION)

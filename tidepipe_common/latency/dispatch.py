@@ -42,8 +42,8 @@ class MeasuredDispatch:
     ) -> None:
         """A step's result came so long after it was planned.
 
-        stage_s: that each stage computed. waits_s: that each had waited for it; 0: it waited for the stage, or
-        that is not known. links_s: of its activations from stage to stage, by the cost model.
+        stage_s: that each stage computed. waits_s: that each had waited for it; 0: it waited for the stage,
+        or that is not known. links_s: of its activations from stage to stage, by the cost model.
         """
         if not waits_s or min(waits_s) <= 0.0:
             return

@@ -15,8 +15,8 @@ SAMPLE_S = 0.02
 IDLE_SAMPLE_S = 0.1
 """Each process of a machine wakes for this, and most do nothing else most of the time."""
 IDLE_SHARE = 0.1
-"""Of a core: whose loop takes less is idle, whatever other threads compute. Waking every SAMPLE_S is a seventh
-of that."""
+"""Of a core: whose loop takes less is idle, whatever other threads compute. Waking every SAMPLE_S is a
+seventh of that."""
 
 
 async def lags(longest_s: float = SAMPLE_S) -> AsyncIterator[tuple[float, float]]:

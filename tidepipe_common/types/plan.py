@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tidepipe_common.types.kv_transfer import KvFetched
 from tidepipe_common.types.length_signal import LengthSignal
@@ -170,13 +171,23 @@ class SampledTokens:
     signals: tuple[LengthSignal, ...] = ()
 
 
+class StageTimes(NamedTuple):
+    """What one stage took for a step, seconds; see StepReport."""
+
+    compute_s: float
+    idle_s: float
+    plan_wait_s: float
+    input_wait_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """A stage has done its part of a step. Times in seconds.
 
     idle_s: since the step before. plan_wait_s: of that, the part before this step's plan was here.
     sampled: by the last stage; None, or nothing, by the others. input_wait_s: of idle_s, the part before all
-    that the step needs was here; 0: it was here, and waited for the stage.
+    that the step needs was here; 0: it was here, and waited for the stage. before: what the stages before
+    this one took, the first one first, if this one is to tell.
     """
 
     step_id: int
@@ -185,15 +196,26 @@ class StepReport:
     plan_wait_s: float
     sampled: SampledTokens | None = None
     input_wait_s: float = 0.0
+    before: tuple[StageTimes, ...] = ()
+
+    @property
+    def times(self) -> tuple[StageTimes, ...]:
+        """Of all stages that it tells of; this one last."""
+        own = StageTimes(self.compute_s, self.idle_s, self.plan_wait_s, self.input_wait_s)
+        return (*self.before, own)
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A sign of life of a stage. running_step_id: that it is computing, for so many seconds; 0: none."""
+    """A sign of life of a stage. running_step_id: that it is computing, for so many seconds; 0: none.
+
+    done_step_id: the last one that it has done.
+    """
 
     rss_bytes: int
     running_step_id: int
     running_s: float
+    done_step_id: int = 0
 
 
 class FailureKind(enum.Enum):

@@ -18,7 +18,7 @@ from simulator.record import Recording
 from tidepipe.cli.main import app
 from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
-from tidepipe_common.types.plan import Phase, PlanRow, StepPlan, StepReport
+from tidepipe_common.types.plan import Phase, PlanRow, StageTimes, StepPlan, StepReport
 from tidepipe_common.types.sampling import FinishReason
 from workloads.mixes import sharegpt_like
 
@@ -47,6 +47,20 @@ def test_spans_shares_and_bubbles() -> None:
     assert all(span.end_s <= 1100.02 + span.step_id + 1e-9 for span in first)
     assert timeline.turns[0].reason == "work (waiting 3)"
     assert not activity.timeline("i", since=120.0, offset_s=0.0).spans
+
+
+def test_what_the_last_stage_tells_of_others_is_as_if_they_had_told_it() -> None:
+    """But for when: they have ended before the stages behind them computed."""
+    row = PlanRow(1, 1, 1, (5,), (), True)
+    each, last = ActivityRecorder(2), ActivityRecorder(2)
+    for recorder in (each, last):
+        recorder.note(Tick(), [Dispatch(StepPlan(1, Phase.MIXED, (row,)))], 99.0, 0.0)
+    each.stage_done(0, StepReport(1, 1.0, 0.25, 0.0, None, 0.125), 100.0)
+    told = each.stage_done(1, StepReport(1, 0.5, 0.25, 0.0), 100.5)
+    before = (StageTimes(1.0, 0.25, 0.0, 0.125),)
+    assert last.stage_done(1, StepReport(1, 0.5, 0.25, 0.0, before=before), 100.5) == told
+    assert last.timeline("i", 0.0, 0.0).spans == each.timeline("i", 0.0, 0.0).spans
+    assert len(last.timeline("i", 0.0, 0.0).spans) == 2
 
 
 def test_forecast_error_counts_natural_ends_only() -> None:

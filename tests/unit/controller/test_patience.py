@@ -51,6 +51,17 @@ def test_a_stage_that_hangs_is_named_with_its_step() -> None:
     assert looks(watch, at, 10 * at) is None
 
 
+def test_a_sign_of_life_tells_what_a_stage_has_done() -> None:
+    """Of steps that the last stage is to report: it is the one that hangs."""
+    watch = settled()
+    watch.sent(plan(2))
+    watch.sent(plan(3))
+    watch.passed(0, 3)
+    at = looks(watch, 0.0, 100.0)
+    assert at is not None and (late := watch.look(at)) is not None
+    assert (late.stage, late.step_id) == (1, 2)
+
+
 def test_first_steps_and_compiles_have_room() -> None:
     """A stage whose pace nobody knows; a size of step that its device has not compiled for."""
     watch = StepWatch(2, lambda: COST)

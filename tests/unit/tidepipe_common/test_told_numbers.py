@@ -120,21 +120,31 @@ class Stream:
         pass
 
 
+def _behind(*before: stage_pb2.StageTimes) -> stage_pb2.StepReport:
+    return stage_pb2.StepReport(step_id=1, compute_s=1e-9, before=before)
+
+
 @pytest.mark.parametrize(
     ("news", "said"),
     [
         (stage_pb2.RunResponse(step=stage_pb2.StepReport(step_id=1, compute_s=math.nan)), "compute_s nan"),
         (stage_pb2.RunResponse(step=stage_pb2.StepReport(step_id=1, idle_s=-1.0)), "idle_s -1"),
         (stage_pb2.RunResponse(step=stage_pb2.StepReport(step_id=1, compute_s=1e4)), "took 1e\\+04 s"),
+        (
+            stage_pb2.RunResponse(step=_behind(stage_pb2.StageTimes(idle_s=math.nan))),
+            "before it has idle_s nan",
+        ),
+        (stage_pb2.RunResponse(step=_behind(stage_pb2.StageTimes(compute_s=1e4))), "took 1e\\+04 s"),
+        (stage_pb2.RunResponse(step=_behind(*[stage_pb2.StageTimes()] * 2)), "2 stages before it"),
         (stage_pb2.RunResponse(fetched=stage_pb2.KvFetched(fetch_id=1, seconds=math.inf)), "seconds inf"),
     ],
 )
 async def test_a_stages_news_end_its_epoch_before_they_count(news: stage_pb2.RunResponse, said: str) -> None:
-    stage = StageClient("127.0.0.1:1", 0, 1)
+    stage = StageClient("127.0.0.1:1", 1, 2)
     try:
         stage._stub.Run = lambda requests: Stream(news)
         stage.send(StepPlan(1, Phase.DECODE, ()))
-        with pytest.raises(StageLostError, match=f"stage 0 at 127.0.0.1:1: .*{said}.*, which cannot be"):
+        with pytest.raises(StageLostError, match=f"stage 1 at 127.0.0.1:1: .*{said}.*, which cannot be"):
             await stage.run(1, lambda index, report: pytest.fail("it was heard"))
         assert stage.account.decode_busy_s == 0.0 and stage.open_steps == (1,)
     finally:
