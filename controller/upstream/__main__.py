@@ -3,8 +3,10 @@
 import sys
 
 from tidepipe_common.interrupts import end_at_interrupts
+from tidepipe_common.rpc import without_pool
 
 end_at_interrupts()
+without_pool()
 
 from controller.upstream.service import main  # noqa: E402 (takes seconds)
 
