@@ -9,7 +9,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 def without_pool() -> None:
     """Have gRPC read and write sockets in the thread that waits for them, and not in a pool of its own.
 
-    For services, before gRPC is imported: a message then wakes one thread less at each end, and there are half
-    as many wake-ups that push a compute thread off its core. Who has set GRPC_EXPERIMENTS knows better.
+    For services, before gRPC is imported: a message then wakes one thread less at each end, and half as
+    many wake-ups push a compute thread off its core. Who has set GRPC_EXPERIMENTS knows better.
     """
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
