@@ -288,6 +288,9 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         try:
             async for request in request_iterator:
                 self._require(epoch, request.epoch)
+                if len(request.before) not in (0, epoch.spec.index):
+                    told, here = len(request.before), epoch.spec.index
+                    raise IncompatibleError(f"times of {told} stages came along, {here} are before this one")
                 try:
                     epoch.add_activation(request.step_id, request.hidden, times_from_wire(request.before))
                 except QueueOverflowError as error:
