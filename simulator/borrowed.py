@@ -11,8 +11,6 @@ from controller.scheduler.grants import Held
 from controller.scheduler.loans import BORROWED, LENT, waited_s
 from simulator.job import Job
 from simulator.kv_memory import KvMemory
-from tidepipe_common.latency.model import StepCost
-from tidepipe_common.latency.transfer import TransferCosts
 from tidepipe_common.settings.defaults import BLOCK_SIZE
 from tidepipe_common.types.kv_transfer import KvFetched, KvHandle
 
@@ -33,13 +31,10 @@ class _Loan:
 class Loans:
     """Of one instance."""
 
-    def __init__(
-        self, memory: KvMemory, cost: StepCost, transfers: TransferCosts, node: str, chunk: int
-    ) -> None:
-        """node: of the instance. chunk: prompt tokens of a step."""
+    def __init__(self, memory: KvMemory, rule: FetchRule, chunk: int) -> None:
+        """chunk: prompt tokens of a step."""
         self._memory = memory
-        self._rule = FetchRule(cost, transfers)
-        self._rule.node = node
+        self._rule = rule
         self._chunk = chunk
         self._lent: dict[Job, Held] = {}
         self._loans: dict[int, _Loan] = {}

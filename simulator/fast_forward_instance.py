@@ -16,6 +16,7 @@ from itertools import chain, islice
 
 import numpy as np
 
+from controller.scheduler.fetch_rule import Fetching, FetchRule
 from controller.scheduler.holdings import HeldPrefixes, HoldingsReader
 from controller.scheduler.passing_on import HELD_S, PassingOn
 from controller.scheduler.prompt_pace import PromptPace
@@ -49,7 +50,7 @@ from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.transfer import TransferCosts
 from tidepipe_common.settings.defaults import BLOCK_SIZE
-from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer
+from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvFetched, KvTransfer
 from tidepipe_common.types.plan import Phase
 
 SLACK_S = 0.4
@@ -101,10 +102,12 @@ class FastForwardInstance:
         self.arriving: list[Arriving] = []
         self.begun: list[Left] = []
         self._ahead: set[Job] = set()
-        self._near: dict[Job, bool] = {}
-        """Of those that come, whether they do within the node."""
+        self._fetches: dict[tuple[Job, bool], Fetching] = {}
+        """Of those that come, and of what goes ahead of them (True)."""
         self._said, self._token_bytes = transfer, transfer.token_bytes
         self._transfers = TransferCosts.of(transfer)
+        self._fetch_rule = FetchRule(cost, self._transfers)
+        self._fetch_rule.node = transfer.node
         self._coming = self._under_way = 0
         self._lent: dict[Job, int] = {}
         self._rules = rules
@@ -112,7 +115,7 @@ class FastForwardInstance:
         self._cost = cost
         self._times = StepTimes(cost, stages, rules.dispatch_s)
         self._memory = KvMemory(kv_tokens)
-        self._loans = Loans(self._memory, cost, self._transfers, transfer.node, rules.budget)
+        self._loans = Loans(self._memory, self._fetch_rule, rules.budget)
         self._holdings: HoldingsReader | None = None
         if rules.tells:
             held = HeldPrefixes(BLOCK_SIZE)
@@ -202,18 +205,21 @@ class FastForwardInstance:
         self._tokens += job.to_compute
         here = whole_blocks(job) if job in self._ahead else 0
         self._ahead.discard(job)
-        self._near[job] = self._said.is_near(giver)
-        self.arriving.append(Arriving(job, (job.to_compute - 1 - here) * self._token_bytes, job.index))
+        self._fetch(job, giver, job.to_compute - 1, here, now)
 
     def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
         """Its blocks are here. ahead: bytes that were under way before them."""
-        if one.number == NOT_FETCHED or one.ahead:
+        if one.number == NOT_FETCHED:
+            return
+        news = KvFetched(one.number, nbytes=round(one.nbytes), seconds=seconds)
+        if fetching := self._fetches.pop((one.job, one.ahead), None):
+            self._fetch_rule.ended(fetching, news, now)
+        if one.ahead:
             return
         if (waited := self._loans.fetched(one.number, ahead, seconds, now)) is not None:
             for job in waited:
                 self._queue(job)
             return
-        self._transfers.by(self._near.pop(one.job)).observe(one.nbytes, ahead, seconds)
         self._under_way -= 1
         self._coming -= one.job.to_compute
         self._tokens -= one.job.to_compute
@@ -224,7 +230,16 @@ class FastForwardInstance:
         what is fetched of its blocks meanwhile."""
         if count := whole_blocks(job):
             self._ahead.add(job)
-            self.arriving.append(Arriving(job, count * self._token_bytes, job.index, ahead=True))
+            self._fetch(job, giver, count, 0, now, ahead=True)
+
+    def _fetch(
+        self, job: Job, giver: str, tokens: int, here: int, now: float, *, ahead: bool = False
+    ) -> None:
+        """Of so many tokens of it what is not here, from an instance of that node."""
+        handle, nbytes = handle_of(giver, tokens, self._token_bytes), (tokens - here) * self._token_bytes
+        rest = tokens - here < here
+        self._fetches[job, ahead] = self._fetch_rule.begin(handle, round(nbytes), now, ahead=ahead, rest=rest)
+        self.arriving.append(Arriving(job, nbytes, job.index, ahead))
 
     def decoding(self) -> list[tuple[Job, int]]:
         """All that decode, with their tokens so far."""

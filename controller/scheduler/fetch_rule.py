@@ -27,7 +27,8 @@ class Fetching:
 
     near: within the node. predicted_s: until it is here. rest: of what mostly is here already.
     ahead_of_it: its sequence is still elsewhere, and the blocks may still be computed: it is not counted as
-        under way, and what becomes of it says nothing of the way.
+        under way, and what becomes of it says nothing of the way. beside: bytes of such ones that were going
+        ahead when it began.
     """
 
     source: str
@@ -38,6 +39,7 @@ class Fetching:
     ahead_of_it: bool = False
     near: bool = False
     rest: bool = False
+    beside: float = 0.0
 
 
 class FetchRule:
@@ -103,23 +105,29 @@ class FetchRule:
         """So many bytes of it are fetched. ahead: of their sequence; rest: the most of it is here."""
         source, near = handle.source, is_near(handle.node, self.node)
         transfer = self.transfers.by(near)
+        beside = transfer.going_ahead
+        if ahead:
+            transfer.going_ahead += nbytes
         under_way = transfer.under_way if ahead else transfer.begin(nbytes)
         predicted = (transfer.rest_seconds if rest else transfer.seconds)(nbytes, under_way)
         if not ahead and (breaker := self._sources.of(source)) is not None:
             breaker.tried(now, timeout_s(predicted))
-        return Fetching(source, nbytes, under_way, now, predicted, ahead, near, rest)
+        return Fetching(source, nbytes, under_way, now, predicted, ahead, near, rest, beside)
 
     def ended(self, fetching: Fetching, news: KvFetched, now: float) -> Reason:
         """What was learned of that: what came, or why nothing did and for how long nothing is fetched from
         there."""
         numbers: dict[str, float] = {"bytes": news.nbytes, "seconds": news.seconds}
-        if fetching.ahead_of_it:
-            return Reason(f"the blocks did not come: {news.error}" if news.error else "fetched", numbers)
         transfer = self.transfers.by(fetching.near)
+        if fetching.ahead_of_it:
+            transfer.going_ahead -= fetching.nbytes
+            return Reason(f"the blocks did not come: {news.error}" if news.error else "fetched", numbers)
         transfer.under_way -= fetching.nbytes
         if not news.error:
-            observe = transfer.observe_rest if fetching.rest else transfer.observe
-            observe(news.nbytes, fetching.ahead, news.seconds)
+            if fetching.rest:
+                transfer.observe_rest(news.nbytes, fetching.ahead, news.seconds)
+            else:
+                transfer.observe(news.nbytes, fetching.ahead, news.seconds, fetching.beside)
             self._sources.worked(fetching.source)
             return Reason("fetched", numbers)
         if not news.gone:

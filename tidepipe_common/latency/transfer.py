@@ -32,14 +32,14 @@ class TransferCost:
     """Of one instance's way in: fetches follow each other, at one rate, and each has a fixed time besides
     (asking, waiting for steps under way).
 
-    under_way: bytes of fetches that have begun.
+    under_way: bytes of fetches that have begun. going_ahead: of others, whose blocks may still be computed.
     """
 
     def __init__(self, bytes_per_s: float, latency_s: float = LATENCY_S) -> None:
         """As they are expected to be, before anything was measured."""
         self.bytes_per_s = bytes_per_s
         self.latency_s = latency_s
-        self.under_way = 0
+        self.under_way = self.going_ahead = 0
         self._expected = max(LEAST_S, latency_s), 1.0 / bytes_per_s
         self._seen: deque[tuple[float, float]] = deque(maxlen=OBSERVED)
         self._rests: deque[float] = deque(maxlen=OBSERVED)
@@ -70,8 +70,13 @@ class TransferCost:
         if not self._seen:
             self.bytes_per_s = bytes_per_s
 
-    def observe(self, nbytes: float, ahead: float, seconds: float) -> None:
-        """A fetch took so long, with so many bytes ahead of it when it began."""
+    def observe(self, nbytes: float, ahead: float, seconds: float, beside: float = 0.0) -> None:
+        """A fetch took so long, with so many bytes ahead of it when it began. beside: bytes that may have
+        been ahead of it, too; what these explain says nothing."""
+        if beside and seconds >= self.seconds(nbytes, ahead):
+            ahead += beside
+            if seconds <= self.seconds(nbytes, ahead):
+                return
         if not (0.0 < nbytes + ahead < inf and 0.0 < seconds < inf):
             return
         if self._rests:
@@ -115,7 +120,7 @@ class TransferCosts:
     def interrupted(self) -> None:
         """Nothing is under way any more."""
         for one in (self.far, self.near):
-            one.under_way = 0
+            one.under_way = one.going_ahead = 0
 
 
 def fitted(seen: deque[tuple[float, float]], latency_s: float, byte_s: float) -> tuple[float, float]:

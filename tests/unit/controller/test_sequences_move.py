@@ -36,6 +36,7 @@ from controller.scheduler.events import (
     SequencesArrived,
     Tick,
 )
+from controller.scheduler.fetch_rule import FetchRule
 from controller.scheduler.hand_over import HandOver
 from controller.scheduler.sequence import State
 from tests.unit.controller.policy_cases import CASES, COST
@@ -48,7 +49,7 @@ from tests.unit.controller.test_scheduler import (
     prompt_of,
 )
 from tidepipe_common.latency.transfer import TransferCost, TransferCosts
-from tidepipe_common.types.kv_transfer import KvFetched, KvGrant, KvHandle, KvLayout, KvStage
+from tidepipe_common.types.kv_transfer import KvFetched, KvGrant, KvHandle, KvLayout, KvStage, KvWay
 from tidepipe_common.types.sampling import SamplingParams
 
 
@@ -547,3 +548,17 @@ def test_who_waits_too_long_is_computed() -> None:
     (fetch,) = site.fetches
     site.handle(BlocksFetched(KvFetched(fetch.fetch_id)))
     assert site.ends["b"] and site.scheduler.allocator.used == 0
+
+
+def test_what_goes_ahead_is_no_slow_link() -> None:
+    """A fetch that waited for blocks going ahead teaches nothing; when they are there, one as slow does."""
+    ways = TransferCosts(TransferCost(1e9, 0.005))
+    rule, handle = FetchRule(COST, ways), KvHandle("t", 16, 64)
+    ahead = rule.begin(handle, 10**9, 0.0, ahead=True)
+    behind = rule.begin(handle, 10**8, 0.0)
+    rule.ended(behind, KvFetched(1, nbytes=10**8, seconds=1.0), 1.0)
+    rule.ended(ahead, KvFetched(2, nbytes=10**9, seconds=1.1), 1.1)
+    assert ways.far.way == KvWay(1e9, 0.005)
+    alone = rule.begin(handle, 10**8, 2.0)
+    rule.ended(alone, KvFetched(3, nbytes=10**8, seconds=1.0), 3.0)
+    assert ways.far.seconds(1e8) > 0.5

@@ -60,6 +60,24 @@ def test_it_is_a_time_whatever_is_observed(
     assert isfinite(cost.bytes_per_s) and cost.bytes_per_s > 0.0
 
 
+@given(
+    LINKS,
+    st.floats(1.0, 1e9),
+    st.lists(st.tuples(st.sampled_from(SIZES), st.floats(0.0, 1.0)), min_size=1, max_size=30),
+)
+def test_what_blocks_that_go_ahead_explain_teaches_nothing(
+    link: tuple[float, float], beside: float, course: list[tuple[int, float]]
+) -> None:
+    """Nobody knows how many of them were before a fetch; what takes longer than all of them is learned."""
+    cost = TransferCost(link[1], link[0])
+    before = cost.way
+    for size, part in course:
+        cost.observe(size, 0.0, cost.seconds(size, part * beside), beside)
+    assert cost.way == before
+    cost.observe(SIZES[2], 0.0, 1.5 * cost.seconds(SIZES[2], beside), beside)
+    assert cost.seconds(SIZES[2]) > before.seconds(SIZES[2])
+
+
 def layers_on(hosts: list[str]) -> list[KvStage]:
     """Stages of a model, one for each host's name in turn, of two layers if it begins with a letter."""
     begin, found = 0, []
