@@ -89,6 +89,9 @@ class SequencesServicer(controller_pb2_grpc.ControllerServiceServicer):
     def _check(self, arrival: NewSequence) -> None:
         """InvalidRequestError says what the instance cannot do."""
         check_values(arrival.prompt, arrival.output, arrival.sampling, self._vocab_size())
+        if (fault := arrival.features.fault()) is not None:
+            # The predictor refuses all that it is asked together.
+            raise InvalidRequestError(f"prompt_features: {fault}", "prompt_features")
         if arrival.adapter and arrival.adapter not in self._adapters():
             raise InvalidRequestError(
                 f"{self._instance_id} does not have the adapter {arrival.adapter}", "adapter"

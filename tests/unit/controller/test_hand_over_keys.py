@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from controller.scheduler.events import NewSequence
 from controller.scheduler.scheduler import new_sequence
 from controller.scheduler.state import SchedulerConfig
 from tidepipe.v1 import controller_pb2 as pb
+from tidepipe_common.lengths.prompt import DENSE, VERSION
 from tidepipe_common.prefix import INLINE_TOKENS, block_keys, root_key
 from tidepipe_common.types.adapter import Adapter
 from tidepipe_common.types.sampling import SamplingParams
@@ -123,3 +125,13 @@ async def test_an_adapter_s_blocks_are_nobody_else_s(tokens: int) -> None:
         (verdict,) = (await serving(instance).SubmitSequences(request, cast(Any, None))).verdicts
         assert verdict.outcome is pb.SubmitVerdict.OUTCOME_INVALID and "adapter" in verdict.reason
     assert len(instance.arrivals) == 2
+
+
+async def test_numbers_of_a_prompt_that_cannot_be_fail_alone() -> None:
+    """The predictor would refuse them together with everybody else's."""
+    instance, wrong = Instance(), hand_over("wrong", 100)
+    wrong.sequences[0].prompt_features.version = VERSION
+    wrong.sequences[0].prompt_features.dense.extend([math.nan] * len(DENSE))
+    wrong.sequences.extend(hand_over("good", 100).sequences)
+    reply = await serving(instance).SubmitSequences(wrong, cast(Any, None))
+    assert instance.told == ["good"] and "must be finite" in reply.verdicts[0].reason
