@@ -34,6 +34,8 @@ TEXT = scripted_text(IDS, TOKENS)
 
 
 _LOADS = itertools.count()
+FEW = 20
+"""Requests that are no load yet."""
 
 
 @contextlib.asynccontextmanager
@@ -52,10 +54,10 @@ async def load(router: RunningRouter, gap_s: float = 0.004) -> AsyncIterator[lis
     arrivals = asyncio.create_task(arrive())
     try:
         yield tasks
+        await eventually(lambda: len(tasks) >= FEW)  # on a busy machine these take a while
     finally:
         arrivals.cancel()
     answers = await asyncio.gather(*tasks)
-    assert len(answers) > 20
     assert {answer.text for answer in answers} == {TEXT}
 
 
