@@ -111,7 +111,7 @@ def _facts(status: PipelineStatus, colour: str) -> Table:
         shares = f"{stage.busy_share:4.0%} busy of {status.window_s:.0f} s, bubbles {stage.bubble_share:.0%}"
         facts.add_row(name, f"{_bar(stage.busy_share)} {shares}")
     if status.dispatch_s:
-        by = f"median of the last of {status.dispatch_steps} steps" if status.dispatch_steps else "assumed"
+        by = f"of the last of {status.dispatch_steps} steps" if status.dispatch_steps else "assumed"
         facts.add_row("between steps", f"{status.dispatch_s * 1000:.2f} ms beside computing ({by})")
     total = max(1, status.kv_blocks_total)
     used, peak = (total - status.kv_blocks_free) / total, status.kv_blocks_forecast / total
