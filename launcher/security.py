@@ -195,6 +195,8 @@ def _check_certificates(config: ClusterConfig, folder: Path) -> None:
     for principal in used:
         certificate, key = files_of(folder, principal)
         Credentials(ca_file=folder / CA_FILE, cert_file=certificate, key_file=key).check(server=True)
+    if config.api_keys is not None or config.router is not None:
+        _ = Credentials(token_file=folder / TOKEN_FILE).token  # shown where no certificate is asked for
 
 
 def _new_token(run_dir: Path) -> Path:

@@ -63,6 +63,9 @@ def test_certificates_that_are_missing_are_named_before_anything_is_started(tmp_
     config = ClusterConfig(model="any", tls=str(folder), engine="vllm")
     (folder / "stage-worker.pem").unlink(missing_ok=True)
     ClusterSecurity.prepare(config, tmp_path)  # such a cluster starts none
+    (folder / "token").unlink()
+    with pytest.raises(ConfigError, match="tls/token"):
+        ClusterSecurity.prepare(config.model_copy(update={"api_keys": tmp_path / "keys.db"}), tmp_path)
     (folder / "controller.pem").unlink()
     with pytest.raises(ConfigError, match=r"controller\.pem"):
         ClusterSecurity.prepare(config, tmp_path)
