@@ -20,6 +20,8 @@ PROJECT = "tidepipe-trial"
 URL = "https://127.0.0.1:8000"
 GRPC = "127.0.0.1:7000"
 READY_S = 300.0
+HEALTH_INTERVAL = "3s"
+"""Each of eight services that is restarted is waited for until its next check."""
 PAUSE_TRIES = 5
 SERVICES = HOSTS
 CRASHED = '"crashed"'
@@ -68,6 +70,7 @@ class Deployment:
         self._client["TIDEPIPE_API_KEY"] = make_secrets(secrets)
         engine.environment["TIDEPIPE_MODEL_DIR"] = str(model)
         engine.environment["TIDEPIPE_SECRETS_DIR"] = str(secrets)
+        engine.environment["TIDEPIPE_HEALTH_INTERVAL"] = HEALTH_INTERVAL
 
     def up(self) -> None:
         """Start everything; returns when the router is healthy, RuntimeError if it does not get there."""

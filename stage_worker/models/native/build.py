@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -236,14 +237,19 @@ def prebuild(folder: Path) -> list[Path]:
     """Compile every variant for every data type into `folder`, for machines without a compiler."""
     folder.mkdir(parents=True, exist_ok=True)
     compiler = _compiler()
-    made = []
-    for variant in VARIANTS:
-        for bfloat16 in (False, True) if not variant.dot else (True,):
-            source = Source.of(variant, bfloat16=bfloat16)
-            target = folder / source.file_name()
-            source.compile(compiler, target, 0o755)  # for whoever runs there
-            made.append(target)
-    return made
+    sources = [
+        Source.of(variant, bfloat16=bfloat16)
+        for variant in VARIANTS
+        for bfloat16 in ((False, True) if not variant.dot else (True,))
+    ]
+
+    def make(source: Source) -> Path:
+        target = folder / source.file_name()
+        source.compile(compiler, target, 0o755)  # for whoever runs there
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a compiler
+        return list(pool.map(make, sources))
 
 
 def _is_ours(target: Path) -> bool:

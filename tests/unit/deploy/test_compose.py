@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from deploy.requirements import beyond
 from tidepipe_common.security.expiry import WARN_DAYS
 
 ROOT = Path(__file__).parents[3]
@@ -38,6 +39,13 @@ def test_what_is_fetched_is_named_by_digest() -> None:
     images = re.findall(r"(?:_IMAGE:-|PYTHON_IMAGE=)([\w./-]+:[^\s}]*)", text)
     assert len(images) == 3
     assert all(re.search(r"@sha256:[0-9a-f]{64}$", image) for image in images)
+
+
+def test_a_workers_image_adds_what_a_service_has_not() -> None:
+    service, worker = ((ROOT / "locks" / f"{name}.txt").read_text() for name in ("service", "worker"))
+    added = beyond(service, worker)
+    assert set(worker.splitlines()) <= {*service.splitlines(), *added.splitlines()}
+    assert "sympy==" in added and "numpy==" not in added
 
 
 def test_alerts_ask_for_metrics_that_there_are() -> None:
