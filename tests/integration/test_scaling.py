@@ -164,13 +164,15 @@ async def test_prompts_are_computed_at_one_and_answers_go_on_at_others() -> None
         assert told == [(1.0, "a fixed split"), (0.0, "a fixed split"), (0.0, "a fixed split")]
 
         # The same of Arrow, which may have others come over; TaiChi has no kinds where all have one chunk.
-        for routing, moves in (("arrow", True), ("taichi", False)):
-            assert (await admin.policies(routing=routing))["routing"] == routing
-            given = {one.instance_id: len(one.submitted) for one in (first, *others)}
-            async with load(router):
-                await asyncio.sleep(0.5)
-            came = [spec for one in (first, *others) for spec in one.submitted[given[one.instance_id] :]]
-            assert any(spec.HasField("kv") for spec in came) is moves
+        assert (await admin.policies(routing="arrow"))["routing"] == "arrow"
+        with pytest.raises(IncompatibleError, match="all have the same"):
+            await admin.policies(routing="taichi")
+        assert (await admin.policies())["routing"] == "arrow"
+        given = {one.instance_id: len(one.submitted) for one in (first, *others)}
+        async with load(router):
+            await asyncio.sleep(0.5)
+        came = [spec for one in (first, *others) for spec in one.submitted[given[one.instance_id] :]]
+        assert any(spec.HasField("kv") for spec in came)
 
 
 async def test_sequences_move_with_their_blocks_where_they_are_wanted() -> None:
