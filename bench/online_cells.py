@@ -42,7 +42,7 @@ ABOVE = 4
 """Steps above that, where settings are compared: where all attain there is nothing to compare."""
 NEARLY = 0.15
 """Of the requests, that may be short of the wanted share."""
-LEAST_S = 20.0
+LEAST_S = 12.0
 
 
 def climb(settings: list[Knobs], share: Callable[[Knobs], float]) -> Knobs:
@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cells that begin with this pattern; several: with commas")
     parser.add_argument("--seed", type=int, default=41)
     parser.add_argument("--seconds", type=float, default=60.0, help="length of a run")
-    parser.add_argument("--most", type=int, default=4000, help="requests of a run, as far as it has 20 s")
+    parser.add_argument("--most", type=int, default=4000, help="requests of a run, as far as it has 12 s")
     parser.add_argument("--attainment", type=float, default=ATTAINMENT, help="0.99: P99")
     parser.add_argument("-o", "--out", type=Path, default=Path())
     options = parser.parse_args()

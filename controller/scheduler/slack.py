@@ -22,7 +22,7 @@ from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.work import PrefillWork, chunk_pairs
 from tidepipe_common.types.plan import Phase
 
-LATE_SHARE = 0.05
+LATE_SHARE = 0.02
 """Of the sequences may find that decoding pauses for too long. Fewer than may miss their targets: many are
 near the edge, and the next pause takes them along."""
 LOW_SHARE = 0.1
@@ -64,9 +64,9 @@ def decoding_of(sequence: Sequence) -> Decoding | None:
 class SlackReport:
     """Saved TPOT (EcoServe, Algorithm 1) of the sequences that decode and have a target, seconds.
 
-    low_s: 10th percentile. low_latest_s: 5th percentile of how long decoding may yet pause, or a window of
-    prompts on its steps may be, so that a sequence still meets its target at its expected end; those that do
-    not decode yet count as well.
+    low_s: 10th percentile. low_latest_s: what nearly all reach of how long decoding may yet pause, or a
+    window of prompts on its steps may be, so that a sequence still meets its target at its expected end;
+    those that do not decode yet count as well.
     """
 
     count: int

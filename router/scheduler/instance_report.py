@@ -21,9 +21,9 @@ class Slack:
     seconds (Algorithm 1: saved_i). So means and quantiles of due times say everything, at any later time.
 
     count: decoding sequences. mean_due: mean of their due times. low_due: their 10th percentile.
-    low_latest: 5th percentile of the latest times at which decoding must go on so that the sequence still
-        meets its TPOT at its expected end: due + remaining * (TPOT - decode step time). Above low_due while
-        decoding is faster than promised.
+    low_latest: what nearly all reach of the latest times at which decoding must go on so that the sequence
+        still meets its TPOT at its expected end: due + remaining * (TPOT - decode step time). Above low_due
+        while decoding is faster than promised.
     """
 
     count: int = 0

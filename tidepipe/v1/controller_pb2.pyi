@@ -1288,7 +1288,7 @@ class Slack(_message.Message):
     low_s: _builtins.float
     """10th percentile."""
     low_latest_s: _builtins.float
-    """5th percentile of the time for which decoding may yet pause so that they meet their target at their expected end;
+    """What 49 of 50 reach of the time for which decoding may yet pause so that they meet their target at their expected end;
     those that do not decode yet count as well.
     """
     def __init__(
