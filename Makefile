@@ -37,9 +37,10 @@ demo: model ## answer a batch of prompts on a local cluster of real processes
 	@$(BIN)/tidepipe batch examples/demo.jsonl -o .demo/answers.jsonl --model $(MODEL) --stages $(DEMO_STAGES)
 	@$(BIN)/python examples/show_answers.py examples/demo.jsonl .demo/answers.jsonl
 
-test: model ## the whole test suite: unit tests two at a time, then those with real processes
+# Faults take longest and come first, so that no core waits at the end.
+test: model ## the whole test suite, two files at a time: unit tests, then those with real processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
-	$(BIN)/python -m pytest tests/integration tests/faults
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/faults tests/integration
 
 stubs: setup ## generate the stubs from protos/
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --grpc_python_out=. \
