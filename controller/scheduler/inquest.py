@@ -19,6 +19,9 @@ WAYS = 16
 """Groups that suspects are divided into: n of them take log16(n) epochs more, not n steps."""
 MOST_ALONE = 2
 """Losses of the stages with a sequence alone in the step, at one place of it, after which it is given up."""
+MOST_PLACES = 8
+"""Places at which a sequence was met by losses that are remembered, the last ones: how a prompt is cut into
+steps depends on its neighbours, so a culprit may be met at several places in turn."""
 GAIN = 2
 """Tokens that a suspect must gain to prove itself: the first comes from a prompt's step, the next one from a
 decode step, which is computed otherwise."""
@@ -42,7 +45,7 @@ class Inquest:
         self._groups: deque[list[Sequence]] = deque()
         self._trial: list[Sequence] = []
         self._goals: dict[Sequence, int] = {}
-        self._struck: dict[Sequence, Span] = {}
+        self._struck: dict[Sequence, deque[Span]] = {}
 
     @property
     def open(self) -> bool:
@@ -83,8 +86,10 @@ class Inquest:
 
     def _again(self, sequence: Sequence, span: Span) -> bool:
         """True if the stages were lost at this place of it before. Takes note of this time."""
-        before, self._struck[sequence] = self._struck.get(sequence), span
-        return before is not None and before.near(span)
+        places = self._struck.setdefault(sequence, deque(maxlen=MOST_PLACES))
+        again = any(before.near(span) for before in places)
+        places.append(span)
+        return again
 
     def forget(self, sequence: Sequence) -> None:
         """It has ended."""

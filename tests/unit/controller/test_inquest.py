@@ -45,6 +45,15 @@ def keys_at_fault(world: World, plan: StepPlan, place: int, *, decode_only: bool
     spare=0,
     seed=0,
 )
+@example(  # Met at the beginning of its prompt and at its end, in turns.
+    requests=[(55, 34), (53, 2), (8, 19), (55, 34), (5, 29)],
+    culprits={0},
+    place=0,
+    dies=True,
+    decode_only=True,
+    spare=0,
+    seed=22,
+)
 @given(
     requests=st.lists(st.tuples(st.integers(1, 70), st.integers(1, 40)), min_size=1, max_size=40),
     culprits=st.sets(st.integers(0, 39), min_size=1, max_size=2),
