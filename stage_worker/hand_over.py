@@ -213,8 +213,13 @@ class KvTransfers:
             self._await_steps -= 1
 
     async def close(self) -> None:
-        """End all of it; returns when nothing is written any more."""
+        """End all of it; returns when nothing is written any more.
+
+        The KV pool is given up: who still reports or streams may hold this for longer, and a device has no
+        room for the next epoch's beside it.
+        """
         self._grants.clear()
+        self._access = None
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
