@@ -233,15 +233,16 @@ class Epoch:
         self.done_step = plan.step_id
         self.transfers.step_done(plan.step_id)
         self._spans.note(plan, report)
+        # A stage before this one that is of an older version told of itself: then all do.
+        along = self._along and len(report.before) == self.spec.index
         if self._link is not None and hidden is not None:
             try:
-                along = report.times if self._along else ()
-                self._link.send(plan.step_id, hidden, plan.tokens, along)
+                self._link.send(plan.step_id, hidden, plan.tokens, report.times if along else ())
             except asyncio.QueueFull:
                 detail = "the next stage takes no activations"
                 self._fail(StageFailure(FailureKind.LINK, detail, plan.step_id))
                 return
-        if not self._along:
+        if not along:
             self.reports.tell(report)
 
     def _fail(self, failure: StageFailure) -> None:

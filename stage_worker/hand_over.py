@@ -220,6 +220,9 @@ class KvTransfers:
         """
         self._grants.clear()
         self._access = None
+        # Those that are served wait for no more.
+        self._granting.notify_all()
+        self._stepped.notify_all()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -245,22 +248,24 @@ class KvTransfers:
         last = wanted.first + wanted.count
         if not 0 < wanted.count <= total - wanted.first:
             raise InvalidRequestError(f"blocks {wanted.first} to {last - 1} are not within {total}")
-        size = max(1, MESSAGE_BYTES // access.layer_block_bytes)
+        layer_bytes = access.layer_block_bytes
+        size = max(1, MESSAGE_BYTES // layer_bytes)
+        del access  # whoever takes pieces slowly must not hold the pool of an epoch that is over
         begin, slot = wanted.first, _Slot(self._serving)
         try:
             while begin < last:
                 end, step_id = await self._part(ticket, begin, slot)
                 end = min(end, last)
                 for layer in range(wanted.layer_begin, wanted.layer_end):
-                    await self._until_stored(access, step_id, layer, slot)
+                    await self._until_stored(ticket, step_id, layer, slot)
                     for first in range(begin, end, size):
                         count = min(size, end - first)
                         blocks = self._granted(ticket).blocks[first : first + count]
-                        data = await asyncio.to_thread(access.read, layer, blocks)
+                        data = await asyncio.to_thread(self._pool().read, layer, blocks)
                         # It was read before it could be written to, if it is still granted now.
                         self._granted(ticket)
-                        nbytes = count * access.layer_block_bytes
-                        if (way_s := access.way_out_s(nbytes)) > 0:
+                        nbytes = count * layer_bytes
+                        if (way_s := self._pool().way_out_s(nbytes)) > 0:
                             await asyncio.sleep(way_s)
                         self.sent_bytes += nbytes
                         yield KvPiece(layer, first, count, data)
@@ -275,10 +280,11 @@ class KvTransfers:
             await self._granting.next().wait()
         return part
 
-    async def _until_stored(self, access: KvAccess, step_id: int, layer: int, slot: _Slot) -> None:
-        """Return when that step has written the layer, with a slot."""
+    async def _until_stored(self, ticket: str, step_id: int, layer: int, slot: _Slot) -> None:
+        """Return when that step has written the layer, with a slot. IncompatibleError: the grant is over."""
         own = layer - self._layers[0]
-        while self._steps_done < step_id and access.layers_stored(step_id) <= own:
+        while self._steps_done < step_id and self._pool().layers_stored(step_id) <= own:
+            self._granted(ticket)
             slot.leave()
             self._await_steps += 1
             try:
@@ -297,6 +303,11 @@ class KvTransfers:
             async with asyncio.timeout(GRANT_WAIT_S):
                 while ticket not in self._grants and ticket not in self._revoked:
                     await self._granting.next().wait()
+
+    def _pool(self) -> KvAccess:
+        if self._access is None:
+            raise IncompatibleError("the epoch of these KV blocks is over")
+        return self._access
 
     def _granted(self, ticket: str) -> _Granted:
         grant = self._grants.get(ticket)

@@ -98,6 +98,7 @@ def open_journal(path: Path, instance_id: str) -> TextIO:
     try:
         # By the line: a controller that is killed leaves all but its last event.
         if path.suffix == JOURNAL_SUFFIX:
+            path.parent.mkdir(parents=True, exist_ok=True)
             own = _own(path)
             own.truncate(0)
             return own

@@ -340,7 +340,9 @@ class StageClient:
                 raise StageLostError(detail, step_id or None)
 
     def _done(self, until: int) -> None:
-        self._done_step = until
+        if self.index == self.count - 1:
+            return  # its steps are open until it has reported them
+        self._done_step = until = min(until, max(self._phases, default=until))
         self.on_done(self.index, until)
         # So far behind there is nothing in flight: nobody will say what these took.
         for old in [one for one in self._phases if one + MAX_PLANS_QUEUED < until]:

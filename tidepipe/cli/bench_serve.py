@@ -147,10 +147,10 @@ def _rates(rate: float | None, rates: str | None) -> list[float]:
 
     if rates is None:
         return [1.0 if rate is None else rate]
-    points = [_RATES.parse(part) for part in rates.split(",")]
+    points = [_RATES.parse(part.strip()) for part in rates.split(",")]
     good = [point for point in points if point is not None and point in _RATES]
     if rate is not None or len(good) < len(points):
-        raise ConfigError(f"give --rate, or --rates with numbers above 0 such as 1,2,4; got {rates!r}")
+        raise ConfigError(f"give --rate, or --rates with numbers from 0.001 on such as 1,2,4; got {rates!r}")
     return good
 
 

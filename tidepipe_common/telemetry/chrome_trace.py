@@ -26,6 +26,7 @@ def write_chrome_trace(timelines: Sequence[Timeline], path: Path) -> int:
     """Write them to one file; returns the number of steps. Times are counted from the first event."""
     start = min((at for timeline in timelines for at in _times(timeline)), default=0.0)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
             file.write('{"displayTimeUnit":"ms","traceEvents":[\n')
             separator = ""
