@@ -26,10 +26,10 @@ def open_file(path: Path, *, buffering: int = -1) -> BinaryIO:
     buffering: as for `open`.
     """
     # Not to wait where another took its place in between; regular files know no waiting.
-    _refuse_others(path.stat(), path)
+    refuse_others(path.stat(), path)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        _refuse_others(os.fstat(descriptor), path)
+        refuse_others(os.fstat(descriptor), path)
         return os.fdopen(descriptor, "rb", buffering=buffering)
     except BaseException:
         os.close(descriptor)
@@ -84,7 +84,8 @@ def check_writable(path: Path | None, *, folder: bool = False) -> None:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}; name another place") from error
 
 
-def _refuse_others(found: os.stat_result, path: Path) -> None:
+def refuse_others(found: os.stat_result, path: Path) -> None:
+    """OSError for what is no regular file."""
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(found.st_mode):

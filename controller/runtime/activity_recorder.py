@@ -27,9 +27,14 @@ MAX_PREDICTED = 65_536
 
 
 class _Step(NamedTuple):
+    """One that is not over. times, waits: seconds that each stage computed, and had waited for its inputs; 0:
+    not known."""
+
     phase: Phase
     tokens: int
     decode_rows: int
+    times: list[float]
+    waits: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +59,6 @@ class ActivityRecorder:
         self._samples: deque[MemorySample] = deque(maxlen=SAMPLES)
         self._marks: deque[_Mark] = deque(maxlen=int(WINDOW_S / SAMPLE_EVERY_S) + 1)
         self._steps: dict[int, _Step] = {}
-        self._times: dict[int, list[float]] = {}
-        self._waits: dict[int, list[float]] = {}
         self._ends: list[float | None] = [None] * stages
         self._busy_s = [0.0] * stages
         self._phase = Phase.IDLE
@@ -74,14 +77,10 @@ class ActivityRecorder:
                 del self._predicted[next(iter(self._predicted))]
         elif isinstance(event, (StagesReady, StagesLost)):
             self._steps.clear()
-            self._times.clear()
-            self._waits.clear()
             self._ends = [None] * self._stages
         for action in actions:
             if isinstance(action, Dispatch):
-                self._steps[action.plan.step_id] = _sizes(action.plan)
-                self._times[action.plan.step_id] = [0.0] * self._stages
-                self._waits[action.plan.step_id] = [0.0] * self._stages
+                self._steps[action.plan.step_id] = _step(action.plan, self._stages)
             elif isinstance(action, PhaseSwitched):
                 self._turn(action, now)
             elif isinstance(action, Finish):
@@ -102,18 +101,15 @@ class ActivityRecorder:
             # So long ago it has ended at least: the stages behind it have computed since.
             later_s -= one.compute_s
             self._note_times(index, report.step_id, one, now - max(0.0, later_s))
-        times = self._times.get(report.step_id, [0.0] * self._stages)
-        waits = self._waits.get(report.step_id, [0.0] * self._stages)
+        step = self._steps.get(report.step_id)
+        if step is None:
+            return (0.0,) * self._stages, (0.0,) * self._stages
         if stage == self._stages - 1:
-            for kept in (self._steps, self._times, self._waits):
-                kept.pop(report.step_id, None)
-        return tuple(times), tuple(waits)
+            del self._steps[report.step_id]
+        return tuple(step.times), tuple(step.waits)
 
     def _note_times(self, stage: int, step_id: int, took: StageTimes, now: float) -> None:
         self._busy_s[stage] += took.compute_s
-        if step_id in self._times:
-            self._times[step_id][stage] = took.compute_s
-            self._waits[step_id][stage] = took.input_wait_s
         before = self._ends[stage]
         end = now if before is None else before + took.idle_s + took.compute_s
         if end > now or now - end > SAMPLE_EVERY_S:
@@ -122,6 +118,7 @@ class ActivityRecorder:
         # A report that came late made the span before end late, too; this one then begins where that ends.
         start = end - took.compute_s if before is None else max(before, end - took.compute_s)
         if (step := self._steps.get(step_id)) is not None:
+            step.times[stage], step.waits[stage] = took.compute_s, took.input_wait_s
             span = StageSpan(stage, step_id, step.phase, step.tokens, step.decode_rows, start, end)
             self._spans.append(span)
 
@@ -212,9 +209,9 @@ def forecast_share(scheduler: Scheduler) -> float:
     return scheduler.state.admission.forecast.peak_tokens() / max(1, scheduler.allocator.capacity_tokens)
 
 
-def _sizes(plan: StepPlan) -> _Step:
+def _step(plan: StepPlan, stages: int) -> _Step:
     decode_rows = len(plan.decode) + sum(row.count == 1 for row in plan.listed)
-    return _Step(plan.phase, plan.tokens, decode_rows)
+    return _Step(plan.phase, plan.tokens, decode_rows, [0.0] * stages, [0.0] * stages)
 
 
 def _moved(span: StageSpan, offset_s: float) -> StageSpan:

@@ -15,7 +15,6 @@ import errno
 import fcntl
 import json
 import os
-import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -29,7 +28,7 @@ from controller.runtime.scheduler_spec import SchedulerSpec, scheduler_spec_from
 from controller.scheduler.actions import Action
 from controller.scheduler.events import Event
 from tidepipe_common.errors import ConfigError
-from tidepipe_common.regular_files import check_writable, open_text, why_unreadable
+from tidepipe_common.regular_files import check_writable, open_text, refuse_others, why_unreadable
 from tidepipe_common.settings.defaults import JOURNAL_SUFFIX
 
 VERSION = 1
@@ -132,8 +131,7 @@ def _own(path: Path) -> TextIO:
 
     file = open(path, "a", encoding="utf-8", buffering=1, opener=at_once)  # noqa: SIM115 (its user closes it)
     try:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        refuse_others(os.fstat(file.fileno()), path)
         # Some file systems know no locks: there nobody is kept off.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

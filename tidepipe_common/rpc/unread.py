@@ -34,13 +34,13 @@ class Unread:
 
         InvalidRequestError if it is none, OverloadedError if too much waits to be read.
         """
-        most = MAX_CALL_FIELDS if counted else MAX_SERVICE_FIELDS
         with ROOM.share() as share:
             share.grow(len(self._raw))
-            return await beside(len(self._raw), partial(self._read, most, counted))
+            return await beside(len(self._raw), partial(self._read, counted))
 
-    def _read(self, most: int, counted: bool) -> Any:
+    def _read(self, counted: bool) -> Any:
         if counted or len(self._raw) > INLINE_BYTES:
+            most = MAX_CALL_FIELDS if counted else MAX_SERVICE_FIELDS
             check_fields(self._raw, _descriptor(self._parse), most)
         raw, self._raw = self._raw, b""
         return read_message(self._parse, raw)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from array import array
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
@@ -29,6 +29,7 @@ from tidepipe_common.prefix import INLINE_TOKENS
 from tidepipe_common.rpc.called import called_instance
 from tidepipe_common.rpc.results import in_turns, stream_results
 from tidepipe_common.types.plan import PROTOCOL_VERSION
+from tidepipe_common.types.sampling import SamplingParams
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -76,20 +77,20 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         # Beside the loop: others' streams go on meanwhile.
         tokens = sum(len(spec.prompt_token_ids) for spec in request.sequences)
         count_sequences(request)
-        prefixes = (
+        readings = (
             _read(host.model, request)
             if tokens <= INLINE_TOKENS
             else await asyncio.to_thread(_read, host.model, request)
         )
         host.note_ordinal(request.router_id, request.ordinal)
         verdicts = []
-        for spec, prefix in zip(request.sequences, prefixes, strict=True):
+        for spec, read in zip(request.sequences, readings, strict=True):
             verdict = pb.SubmitVerdict(sequence_id=spec.sequence_id)
             verdicts.append(verdict)
-            if isinstance(prefix, InvalidRequestError):
-                verdict.outcome, verdict.reason = pb.SubmitVerdict.OUTCOME_INVALID, str(prefix)
+            if isinstance(read, InvalidRequestError):
+                verdict.outcome, verdict.reason = pb.SubmitVerdict.OUTCOME_INVALID, str(read)
                 continue
-            taken = host.take(request.router_id, _sequence(host, spec, prefix))
+            taken = host.take(request.router_id, _sequence(host, spec, read))
             verdict.outcome = (
                 pb.SubmitVerdict.OUTCOME_ACCEPTED if taken else pb.SubmitVerdict.OUTCOME_QUEUE_FULL
             )
@@ -194,10 +195,17 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         return report
 
 
-def _read(model: ServedModel, request: pb.SubmitSequencesRequest) -> list[PromptPrefix | InvalidRequestError]:
-    """By what the beginnings of prompts are found; of sequences that nobody can take why."""
+class _Reading(NamedTuple):
+    """What of a sequence was read beside the loop. prefix: by what the beginning of its prompt is found."""
+
+    sampling: SamplingParams
+    prefix: PromptPrefix
+
+
+def _read(model: ServedModel, request: pb.SubmitSequencesRequest) -> list[_Reading | InvalidRequestError]:
+    """Each sequence; of those that nobody can take why."""
     vocab_size = 0 if model.facts is None else model.facts.vocab_size
-    found: list[PromptPrefix | InvalidRequestError] = []
+    found: list[_Reading | InvalidRequestError] = []
     for one in request.sequences:
         try:
             check_spec(one)
@@ -206,16 +214,17 @@ def _read(model: ServedModel, request: pb.SubmitSequencesRequest) -> list[Prompt
         except InvalidRequestError as error:
             found.append(error)
         else:
-            found.append(model.prefixes.prefix(one.prefix_root, one.prompt_token_ids, one.adapter))
+            prefix = model.prefixes.prefix(one.prefix_root, one.prompt_token_ids, one.adapter)
+            found.append(_Reading(sampling, prefix))
     return found
 
 
-def _sequence(host: UpstreamHost, spec: pb.SequenceSpec, prefix: PromptPrefix) -> ForwardedSequence:
+def _sequence(host: UpstreamHost, spec: pb.SequenceSpec, read: _Reading) -> ForwardedSequence:
     return ForwardedSequence(
         spec.sequence_id,
         array("I", spec.prompt_token_ids),
         spec.output_token_ids,
-        sampling_from_wire(spec.sampling),
+        read.sampling,
         prompt_from_wire(spec.prompt_features),
         host.hub,
         arrived=host.now() - spec.age_ms / 1000,
@@ -223,7 +232,7 @@ def _sequence(host: UpstreamHost, spec: pb.SequenceSpec, prefix: PromptPrefix) -
         tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
         piece_gap_s=spec.piece_gap_ms / 1000,
         tenant=spec.tenant,
-        prefix=prefix,
+        prefix=read.prefix,
         trace_context=spec.trace_context,
         priority=spec.priority,
         background=spec.background,
