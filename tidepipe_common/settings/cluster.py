@@ -34,7 +34,6 @@ _NATIVE_ONLY = (
     "memory_gib",
     "kv_offload",
     "lora",
-    "layer_split",
     "network_gbit",
 )
 """Settings of stage workers that have no meaning for another engine."""

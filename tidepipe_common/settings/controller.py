@@ -83,8 +83,10 @@ class ControllerSettings(InstanceSettings):
             raise ValueError(f"with --engine vllm stages is a number such as 2, got '{self.stages}'")
         if self.model is None:
             raise ValueError("with --engine vllm the controller loads the model itself: give --model")
-        if self.layer_split:
-            raise ValueError("layer_split: vLLM splits layers itself; VLLM_PP_LAYER_PARTITION tells it how")
+        if self.layer_split and len(self.layers) != int(self.stages):
+            raise ValueError(
+                f"layer_split '{self.layer_split}' must name {self.stages} numbers, one per stage"
+            )
         return self
 
     @property

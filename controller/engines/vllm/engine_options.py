@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from controller.scheduler.split import stage_layers
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.files import read_shape
 from tidepipe_common.limits import MAX_LOGPROBS
 from tidepipe_common.settings.defaults import MAX_STEP_TOKENS
+from tidepipe_common.types.token_mix import TokenMix
 
+LAYERS = "VLLM_PP_LAYER_PARTITION"
+"""Says how many layers each stage has. Without it all have as many, and the last one the head besides."""
 MAX_ROWS = 1024
 """Sequences of one step at most, unless `max_num_seqs` among the engine's arguments says otherwise."""
 _OURS: Mapping[str, str] = {
@@ -112,11 +117,27 @@ def parse_engine_arguments(text: str) -> dict[str, Any]:
     return found
 
 
-def prepare_environment(share: tuple[int, int], workers: int) -> None:
+def layers_of_stages(path: Path, stages: int, mix: TokenMix, counts: Sequence[int] = ()) -> tuple[int, ...]:
+    """Layers of each stage: `counts`, or without those such that all stages take equally long.
+
+    Empty: vLLM divides them, since the model in the folder is of a kind whose costs are not known here.
+    ConfigError if the counts do not fit the model, or there are more stages than layers.
+    """
+    try:
+        shape = read_shape(str(path))
+    except ConfigError:
+        return tuple(counts)
+    return tuple(end - begin for begin, end in stage_layers(shape, stages, mix, counts))
+
+
+def prepare_environment(share: tuple[int, int], workers: int, layers: Sequence[int], *, asked: bool) -> None:
     """What vLLM reads from the environment; before it is imported. What the user has set there stays.
 
     share: this instance is number i of n on this machine, which share its devices. workers: of an instance.
+    layers: of each stage; empty: as vLLM divides them. asked: they are the user's own.
     """
+    if layers and (asked or LAYERS not in os.environ):
+        os.environ[LAYERS] = ",".join(map(str, layers))
     for name, value in {
         # A process that speaks gRPC must not fork.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+from controller.engines.vllm.engine_options import LAYERS
 from controller.engines.vllm_scheduler.settings import Settings
 from controller.runtime.scheduler_spec import SchedulerSpec
 from controller.scheduler.policies.catalog import default_knobs, step_knob
+from controller.scheduler.split import stage_layers
+from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.hardware import HARDWARE
+from tidepipe_common.latency.shapes import shape_from_config
 from tidepipe_common.types.model_shape import ModelShape
+from tidepipe_common.types.token_mix import TokenMix
 
 UNKNOWN_GPU = "l20"
 """Whose data sheet prices begin with where nobody knows better; measured times correct them."""
@@ -46,10 +52,27 @@ def shape_of(model: Any) -> ModelShape:
     )
 
 
-def spec_of(settings: Settings, config: Any, device: str, most_tokens: int, block_size: int) -> SchedulerSpec:
-    """config: vLLM's VllmConfig. most_tokens: of a step."""
-    stages = config.parallel_config.pipeline_parallel_size
-    layers = int(config.model_config.hf_text_config.num_hidden_layers)
+def better_layers(config: Any) -> str:
+    """What `VLLM_PP_LAYER_PARTITION` had better be, for stages to take equally long; empty: nothing else.
+
+    config: vLLM's VllmConfig. The last stage has the model's head besides its layers.
+    """
+    stages, text = config.parallel_config.pipeline_parallel_size, config.model_config.hf_text_config
+    if stages < 2 or os.environ.get(LAYERS):
+        return ""
+    try:
+        shape = shape_from_config(text.to_dict(), "the model")
+        ranges = stage_layers(shape, stages, TokenMix())
+    except ConfigError:
+        return ""
+    counts = [end - begin for begin, end in ranges]
+    return ",".join(map(str, counts)) if max(counts) - min(counts) > 1 else ""
+
+
+def spec_of(
+    settings: Settings, config: Any, split: tuple[int, ...], device: str, most_tokens: int, block_size: int
+) -> SchedulerSpec:
+    """config: vLLM's VllmConfig. split: layers of each stage. most_tokens: of a step."""
     chosen = dict(settings.knobs)
     defaults = {**default_knobs(settings.policy, device), **chosen}
     running = config.scheduler_config.max_num_seqs
@@ -61,7 +84,7 @@ def spec_of(settings: Settings, config: Any, device: str, most_tokens: int, bloc
     return SchedulerSpec(
         policy=settings.policy,
         shape=shape_of(config.model_config),
-        split=tuple(layers * (i + 1) // stages - layers * i // stages for i in range(stages)),
+        split=split,
         device=device,
         profile=None,
         modelled=True,

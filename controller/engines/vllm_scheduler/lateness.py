@@ -29,7 +29,8 @@ class Load(NamedTuple):
 
     tokens: of prompts that wait and are in time; together: of these, what came at once. waiting: whether
     anybody waits. rows: decode rows of a step. decoding: sequences that decode; began: of
-    these, whose first token was in time; in_time: whose further ones are as well.
+    these, whose first token was in time; in_time: whose further ones are as well. watched: whether anybody
+    sees tokens as they come; if all want whole answers only, no token's time is anybody's.
     """
 
     tokens: int = 0
@@ -39,9 +40,10 @@ class Load(NamedTuple):
     decoding: int = 0
     began: int = 0
     in_time: int = 0
+    watched: bool = True
 
 
-def load_of(scheduler: Scheduler, ttft_s: float, tpot_s: float, now: float) -> Load:
+def load_of(scheduler: Scheduler, ttft_s: float, tpot_s: float, now: float, *, watched: bool = True) -> Load:
     """As the scheduler has it now."""
     line, batches = scheduler.waiting, scheduler.batches
     some = list(islice(line, SAMPLE))
@@ -58,6 +60,7 @@ def load_of(scheduler: Scheduler, ttft_s: float, tpot_s: float, now: float) -> L
         len(decoding),
         len(began),
         sum(_goes_on_in_time(one, tpot_s, now) for one in began),
+        watched,
     )
 
 

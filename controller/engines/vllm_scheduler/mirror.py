@@ -119,8 +119,10 @@ class Mirror:
             if step.rows:
                 decodes = step.decode_rows
                 rows = [
-                    Row(sequence.sequence_id, row.count, index < decodes)
-                    for index, (sequence, row) in enumerate(zip(step.rows, step.plan.rows, strict=True))
+                    Row(sequence.sequence_id, count, index < decodes)
+                    for index, (sequence, (_, count)) in enumerate(
+                        zip(step.rows, _spans(step.plan), strict=True)
+                    )
                 ]
                 preempt, self._preempt = self._preempt, []
                 return Wanted(step_id, step.phase.value, rows, preempt)
@@ -144,36 +146,33 @@ class Mirror:
         agreed = not preempted
         if preempted:
             self.differences["the engine preempted"] += 1
-        rows: dict[int, PlanRow] = {}
-        for index, (sequence, row) in enumerate(zip(step.rows, step.plan.rows, strict=True)):
+        changed: dict[int, Did | None] = {}
+        for index, (sequence, (first, count)) in enumerate(zip(step.rows, _spans(step.plan), strict=True)):
             done = did.get(sequence.sequence_id)
             if done is None or sequence.sequence_id in preempted:
                 self.differences["a row was not scheduled"] += 1
+                changed[index] = None
                 agreed = False
                 continue
-            rows[index] = row
-            if (done.began, done.tokens) == (row.first_position, row.count):
+            if done == (first, count):
                 continue
             end = done.began + done.tokens
-            later = sequence.planned != row.first_position + row.count
-            if index < step.decode_rows or later or end > sequence.length:
+            if index < step.decode_rows or sequence.planned != first + count or end > sequence.length:
                 self.differences["a row has other tokens"] += 1
                 agreed = False
                 continue
             # It found more or less in its cache than we thought.
             self.differences["a prompt begins elsewhere"] += 1
-            if sequence.begins_at == row.first_position:
+            if sequence.begins_at == first:
                 sequence.begins_at = done.began
             sequence.planned = end
             if end < sequence.length and sequence not in state.prefilling:
                 state.prefilling.insert(0, sequence)
             elif end == sequence.length and sequence in state.prefilling:
                 state.prefilling.remove(sequence)
-            rows[index] = replace(
-                row, first_position=done.began, count=done.tokens, sample=end == sequence.length
-            )
-        if len(rows) < len(step.rows) or any(rows[i] is not row for i, row in enumerate(step.plan.rows)):
-            state.steps.replace(_of_rows(step, rows))
+            changed[index] = done
+        if changed:
+            state.steps.replace(_changed(step, changed))
         return agreed
 
     def done(
@@ -257,6 +256,24 @@ class Mirror:
             elif isinstance(action, Refused):
                 refused.append(action)
         return refused
+
+
+def _spans(plan: StepPlan) -> list[tuple[int, int]]:
+    """First position and tokens of each row, without an object for each of them."""
+    decodes = [(position, 1) for position in plan.decode.positions]
+    return decodes + [(row.first_position, row.count) for row in plan.listed]
+
+
+def _changed(step: Step, changed: Mapping[int, Did | None]) -> Step:
+    """The same step with other tokens in some rows, by their place; None: without the row."""
+    rows: dict[int, PlanRow] = {}
+    for index, (sequence, row) in enumerate(zip(step.rows, step.plan.rows, strict=True)):
+        if index not in changed:
+            rows[index] = row
+        elif did := changed[index]:
+            sample = did.began + did.tokens == sequence.length
+            rows[index] = replace(row, first_position=did.began, count=did.tokens, sample=sample)
+    return _of_rows(step, rows)
 
 
 def _of_rows(step: Step, rows: Mapping[int, PlanRow]) -> Step:

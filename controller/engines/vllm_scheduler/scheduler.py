@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm.distributed.utils import get_pp_indices
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -23,8 +25,9 @@ from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler as PlainScheduler
 from vllm.v1.request import Request, RequestStatus
 
+from controller.engines.vllm.engine_options import LAYERS
 from controller.engines.vllm_scheduler.clock import StepClock
-from controller.engines.vllm_scheduler.costs import device_of, spec_of
+from controller.engines.vllm_scheduler.costs import better_layers, device_of, spec_of
 from controller.engines.vllm_scheduler.expected import expected_of
 from controller.engines.vllm_scheduler.lateness import load_of, put_late_last
 from controller.engines.vllm_scheduler.metrics import Metrics, serve
@@ -79,6 +82,12 @@ class _Steering:
     looked: float = -1.0
 
 
+def _is_watched(request: Request) -> bool:
+    """Tokens are sent as they come, not the whole answer at its end."""
+    sampling = request.sampling_params
+    return sampling is not None and sampling.output_kind != RequestOutputKind.FINAL_ONLY
+
+
 class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where types are checked
     """See the module."""
 
@@ -119,16 +128,20 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         config = self.vllm_config
         name = "cpu" if self._device == "cpu" else current_platform.get_device_name()
         device = device_of(settings, self._device, name)
-        spec = spec_of(settings, config, device, self._full_budget, self.block_size)
+        layers = int(config.model_config.hf_text_config.num_hidden_layers)
+        stages = self.parallel_config.pipeline_parallel_size
+        ranges = [get_pp_indices(layers, stage, stages) for stage in range(stages)]
+        split = tuple(end - begin for begin, end in ranges)
+        spec = spec_of(settings, config, split, device, self._full_budget, self.block_size)
         blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
-        mirror = Mirror(spec, self.parallel_config.pipeline_parallel_size, blocks)
+        mirror = Mirror(spec, stages, blocks)
         known = spec.costs()
         assert known is not None, "the device's data sheet is"
         policy = mirror.scheduler.policy
         sized = isinstance(policy, AutoPolicy) and not spec.knobs.get("fixed_size")
         targets = Targets(settings.ttft_ms / 1000, settings.tpot_ms / 1000, self._full_budget)
         size = StepSize(known, targets, spec.microbatches) if sized else None
-        clock = StepClock(self.parallel_config.pipeline_parallel_size)
+        clock = StepClock(stages)
         self._steering = _Steering(spec, mirror, clock, size)
         self._resize(self._steering, time.monotonic())
         if settings.metrics_port:
@@ -145,6 +158,13 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
             blocks,
             self.block_size,
         )
+        if better := better_layers(config):
+            logger.info(
+                "tidepipe: the last stage has the model's head as well; with %s=%s in the environment all "
+                "stages take about equally long",
+                LAYERS,
+                better,
+            )
 
     # -- what vLLM tells ----------------------------------------------------------------------------
 
@@ -426,7 +446,9 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         steering.looked = now
         scheduler, targets = steering.mirror.scheduler, steering.size.targets
         put_late_last(scheduler.waiting, targets.ttft_s, now)
-        tokens = steering.size.choose(load_of(scheduler, targets.ttft_s, targets.tpot_s, now))
+        watched = any(map(_is_watched, self.requests.values()))
+        load = load_of(scheduler, targets.ttft_s, targets.tpot_s, now, watched=watched)
+        tokens = steering.size.choose(load)
         assert isinstance(scheduler.policy, AutoPolicy)
         if tokens != self._step_tokens:
             scheduler.policy.resize(tokens)

@@ -4,8 +4,9 @@ An engine's own default (1,024 tokens and more) is chosen for GPUs and for throu
 size takes longer than a token may, it costs half of the goodput. So steps are timed, and:
 
 * as long as those who wait can be in time, a round of all micro-batches takes no longer than a token may;
-* when more came at once than can have its first token in time, or hardly anybody who decodes had it in time,
-  no step size helps, and steps are so large that what each costs beside its tokens nearly vanishes.
+* when nobody sees tokens before the answer is whole (`LLM.generate`), when more came at once than can have
+  its first token in time, or when hardly anybody who decodes had it in time, only throughput counts, and
+  steps are so large that what each costs beside its tokens nearly vanishes.
 """
 
 from __future__ import annotations
@@ -78,12 +79,13 @@ class StepSize:
         alone = time.of(rows, 0)
         pace = max(1.0, (self._size or self.targets.most) - rows)
         backlog_s = load.tokens * (alone / pace + time.token_s)
-        before, self.throughput = self.throughput, self._is_hopeless(load, backlog_s)
+        before, self.throughput = self.throughput, self._throughput_counts(load, backlog_s)
         if self.throughput:
             prompts = time.fixed_s / time.token_s / FIXED_SHARE
-            why = (
-                f"prompts need {backlog_s:.1f} s, and {load.began} of {load.decoding} that decode began "
-                "in time, so only throughput counts"
+            why = "only throughput counts: " + (
+                f"prompts need {backlog_s:.1f} s, and {load.began} of {load.decoding} began in time"
+                if load.watched
+                else "nobody sees tokens before the answer is whole"
             )
         else:
             allowed = PROMISED * self.targets.tpot_s / self._batches / self._stretch - alone
@@ -99,7 +101,9 @@ class StepSize:
             self._size, self.why = size, why
         return self._size
 
-    def _is_hopeless(self, load: Load, backlog_s: float) -> bool:
+    def _throughput_counts(self, load: Load, backlog_s: float) -> bool:
+        if not load.watched:
+            return True
         if not load.waiting:
             return False
         ttft_s = self.targets.ttft_s

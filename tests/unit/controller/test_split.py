@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.engines.vllm.engine_options import LAYERS, layers_of_stages, prepare_environment
 from controller.scheduler.split import given_split, split_layers, stage_layers
 from tests.fakes.stage_backend import SHAPE
 from tidepipe.batch.throughput import WorkloadItem, token_mix
@@ -49,6 +54,29 @@ def test_split_follows_the_mix_unless_the_user_says_otherwise() -> None:
     far = TokenMix.parse("1:9:500")
     assert str(far) == "1:9:500"
     assert stage_layers(SHAPE, 2, far) == ((0, 2), (2, 4)), "attention makes layers dear, not the head"
+
+
+def test_vllm_is_told_the_same_split_unless_the_user_has_told_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab_size")
+    (tmp_path / "config.json").write_text(json.dumps({key: getattr(SHAPE, key) for key in keys}))
+    mix = TokenMix.parse("1:9")
+    assert layers_of_stages(tmp_path, 2, mix) == (3, 1)
+    assert layers_of_stages(tmp_path, 2, mix, [2, 2]) == (2, 2)
+    with pytest.raises(ConfigError, match="4 layers cannot be split over 5 stages"):
+        layers_of_stages(tmp_path, 5, mix)
+    assert layers_of_stages(tmp_path / "nowhere", 2, mix) == (), "vLLM knows more models"
+
+    for told, layers, asked, expected in [
+        (None, (3, 1), False, "3,1"),
+        ("2,2", (3, 1), False, "2,2"),
+        ("2,2", (3, 1), True, "3,1"),
+        (None, (), False, None),
+    ]:
+        monkeypatch.setattr("os.environ", {} if told is None else {LAYERS: told})
+        prepare_environment((0, 1), 2, layers, asked=asked)
+        assert os.environ.get(LAYERS) == expected
 
 
 def test_a_workload_s_mix_is_of_what_is_computed() -> None:

@@ -112,6 +112,23 @@ def test_fields_that_we_read() -> None:
     assert hasattr(Request, "num_output_tokens") and RequestStatus.RUNNING
 
 
+def test_how_we_know_that_nobody_sees_tokens_as_they_come() -> None:
+    from vllm.entrypoints.common import offline
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    assert SamplingParams().output_kind != RequestOutputKind.FINAL_ONLY
+    assert "output_kind = RequestOutputKind.FINAL_ONLY" in inspect.getsource(offline)
+
+
+def test_how_layers_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.distributed.utils import get_pp_indices
+
+    from controller.engines.vllm.engine_options import LAYERS
+
+    monkeypatch.setenv(LAYERS, "16,14")
+    assert [get_pp_indices(30, stage, 2) for stage in range(2)] == [(0, 16), (16, 30)]
+
+
 def test_the_class_is_found_by_the_name_that_users_give() -> None:
     from vllm.utils.import_utils import resolve_obj_by_qualname
 
