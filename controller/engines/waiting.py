@@ -19,8 +19,7 @@ def sleep_while_waiting() -> None:
     it takes a fifth of the core that computes what is waited for. Notifications alone would not do: vLLM lets
     those be lost that follow each other closely.
     """
-    import zmq
-    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition, zmq
 
     wait = SpinCondition.wait
 
@@ -28,9 +27,6 @@ def sleep_while_waiting() -> None:
         if time.monotonic() > condition.last_read + condition.busy_loop_s:
             wait(condition, timeout_ms)
         elif condition.local_notify_socket in dict(condition.poller.poll(timeout=LOOK_AGAIN_MS)):
-            try:
-                condition.local_notify_socket.recv(flags=zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                pass
+            condition.local_notify_socket.recv(flags=zmq.NOBLOCK, copy=False)
 
     SpinCondition.wait = sleep
