@@ -7,7 +7,7 @@
 
 --systems: who takes part. `own` is vLLM as it comes, `ours` the same with `--scheduler-cls
 tidepipe.vllm.Scheduler`, each with settings behind it: `own,max_num_batched_tokens=128`,
-`ours,TIDEPIPE_VLLM_POLICY=gllm`. Each system's turn comes once a round. What OUT.json has is not run again,
+`ours,TIDEPIPE_VLLM_POLICY=gllm`, `own,even` (layers divided by time, not by number). Each system's turn comes once a round. What OUT.json has is not run again,
 so the same command goes on where it was; OUT.png shows all.
 
 online: Poisson over HTTP against `vllm serve`, the same requests for everybody at a rate; rates rise until no
@@ -43,6 +43,8 @@ from matplotlib import pyplot as plt
 
 SLOS = {"5 s, 100 ms": (5000.0, 100.0), "2 s, 100 ms": (2000.0, 100.0)}
 OWN, OURS = "own", "ours"
+EVEN = "even"
+"""Among the settings: layers are divided by time."""
 ONLINE = (OWN, "own,max_num_batched_tokens=128", OURS)
 OFFLINE = (
     OWN,
@@ -72,6 +74,8 @@ def system(text: str, options: argparse.Namespace, *, times: bool) -> Vllm:
     engine: dict[str, Any] = dict.fromkeys(_OF_OTHER_COMPARISONS)
     variables = {"PYTHONPATH": str(ROOT)}
     for setting in settings:
+        if setting == EVEN:
+            continue
         key, equals, value = setting.partition("=")
         if not equals:
             raise ConfigError(f"--systems: {setting!r} of {text!r} must be NAME=VALUE")
@@ -86,7 +90,16 @@ def system(text: str, options: argparse.Namespace, *, times: bool) -> Vllm:
         engine["worker_cls"] = "bench.peers.scripts.timed_worker.TimedWorker"
         variables[STAGE_TIMES] = str(options.folder)
     label = re.sub(r"[,=/]", "-", text)
-    return Vllm(places, 1, options.stages, options.dtype, settings=engine, variables=variables, label=label)
+    return Vllm(
+        places,
+        1,
+        options.stages,
+        options.dtype,
+        settings=engine,
+        variables=variables,
+        label=label,
+        even=EVEN in settings,
+    )
 
 
 # -- online -----------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ def peers(places: Places) -> Mapping[str, Peer]:
         TidePipe(places, "tidepipe-int8", (*two_stages, "--quantization", "int8")),
         Vllm(places, replicas=2, pipeline=1),
         Vllm(places, replicas=1, pipeline=2),
+        Vllm(places, replicas=1, pipeline=2, even=True),
         Vllm(places, replicas=2, pipeline=1, dtype="float32"),
         Vllm(places, replicas=1, pipeline=2, dtype="float32"),
         LlamaCpp(places),
@@ -78,6 +79,7 @@ def servers(places: Places) -> Mapping[str, Server]:
     return {
         "vllm": Vllm(places, replicas=1, pipeline=1),
         "vllm-pp2": Vllm(places, replicas=1, pipeline=2),
+        "vllm-pp2-even": Vllm(places, replicas=1, pipeline=2, even=True),
         "vllm-float32": Vllm(places, replicas=1, pipeline=1, dtype="float32"),
         "vllm-pp2-float32": Vllm(places, replicas=1, pipeline=2, dtype="float32"),
         "llama.cpp-bf16": LlamaCpp(places),

@@ -11,6 +11,8 @@ from typing import Any
 
 from bench.peers.children import Figures, Script, child, total
 from bench.peers.places import SCRIPTS, Places
+from controller.engines.vllm.engine_options import LAYERS, layers_of_stages
+from tidepipe_common.types.token_mix import TokenMix
 
 CORES = 2
 _ENGINE: Mapping[str, Any] = {
@@ -26,7 +28,8 @@ class Vllm:
 
     dtype: without bfloat16 arithmetic (AVX-512 BF16, AMX) a CPU may be faster in float32. reuse: with its
     prefix cache. settings: of the engine, over those that are usual here; None leaves one to vLLM. variables:
-    of its environment. label: its name, if the usual one does not tell it from others.
+    of its environment. label: its name, if the usual one does not tell it from others. even: layers are
+    divided by time, as TidePipe divides its own; vLLM by itself gives all stages as many.
     """
 
     places: Places
@@ -37,6 +40,7 @@ class Vllm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
     label: str = ""
+    even: bool = False
 
     @property
     def name(self) -> str:
@@ -44,6 +48,8 @@ class Vllm:
         if self.label:
             return self.label
         name = f"vllm-pp{self.pipeline}" if self.pipeline > 1 else f"vllm-x{self.replicas}"
+        if self.even:
+            name += "-even"
         return name if self.dtype == "bfloat16" else f"{name}-{self.dtype}"
 
     def cores(self, replica: int) -> str:
@@ -60,8 +66,16 @@ class Vllm:
             "VLLM_CPU_KVCACHE_SPACE": "2",
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
+            **self._layers,
             **self.variables,
         }
+
+    @property
+    def _layers(self) -> dict[str, str]:
+        if not self.even:
+            return {}
+        layers = layers_of_stages(self.places.model_folder, self.pipeline, TokenMix())
+        return {LAYERS: ",".join(map(str, layers))}
 
     @property
     def engine(self) -> dict[str, Any]:
@@ -76,7 +90,8 @@ class Vllm:
         """In words."""
         cores = " + ".join(self.cores(replica) for replica in range(self.replicas))
         preloaded = ", ".join(Path(library).name for library in self.places.preload())
-        variables = "".join(f", {name}={value}" for name, value in self.variables.items())
+        given = {**self._layers, **self.variables}
+        variables = "".join(f", {name}={value}" for name, value in given.items())
         return f"{json.dumps(self.engine)}, cores {cores}, preloaded {preloaded}{variables}"
 
     def measure(self, workload: Path, logs: Path) -> Figures:
