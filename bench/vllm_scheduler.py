@@ -7,8 +7,8 @@
 
 --systems: who takes part. `own` is vLLM as it comes, `ours` the same with `--scheduler-cls
 tidepipe.vllm.Scheduler`, each with settings behind it: `own,max_num_batched_tokens=128`,
-`ours,TIDEPIPE_VLLM_POLICY=gllm`, `own,even` (layers divided by time, not by number). Each system's turn comes once a round. What OUT.json has is not run again,
-so the same command goes on where it was; OUT.png shows all.
+`ours,TIDEPIPE_VLLM_POLICY=gllm`, `own,even` (layers divided by time, not by number). Each system's turn comes
+once a round. What OUT.json has is not run again, so the same command goes on where it was; OUT.png shows all.
 
 online: Poisson over HTTP against `vllm serve`, the same requests for everybody at a rate; rates rise until no
 SLO is attained. offline: all requests of a workload at once, and how long each stage computed.
