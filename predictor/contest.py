@@ -14,7 +14,6 @@ from predictor.job_process import run_job
 from tidepipe_common.errors import ModelError, TidePipeError
 from tidepipe_common.lengths.distribution import Floats
 
-ANSWERS, SAMPLES = "answers.bin", "samples.npz"
 CHAMPION, CHALLENGER, VERDICT = "champion", "challenger", "verdict.json"
 """Names in a job's folder."""
 NEXT_AFTER_SHARE = 0.25
@@ -54,9 +53,9 @@ def held_back(new: int) -> int:
     return min(new // 2, MOST_HELD_BACK)
 
 
-async def hold(module: str, folder: Path, *arguments: str) -> Verdict:
+async def hold(module: str, folder: Path, samples: bytes, *arguments: str) -> Verdict:
     """The verdict of a training process (`run_job`). ModelError if there is none."""
-    await run_job(module, folder, *arguments)
+    await run_job(module, folder, samples, *arguments)
     verdict = Verdict(**json.loads(await asyncio.to_thread((folder / VERDICT).read_bytes)))
     if verdict.failure:
         raise ModelError(verdict.failure)

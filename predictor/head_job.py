@@ -1,6 +1,6 @@
 """`python -m predictor.head_job DIR`: trains a challenging head beside the service, at the lowest priority.
 
-DIR holds `samples.npz` (oldest first) and, if there is one, the champion's `head.json`. It gets `challenger/`
+It reads samples (`pack_samples`, oldest first). DIR holds `champion/`, if there is one. It gets `challenger/`
 if that is better on the newest answers, and `verdict.json` in any case.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from predictor.contest import CHALLENGER, CHAMPION, SAMPLES, Verdict, judge
+from predictor.contest import CHALLENGER, CHAMPION, Verdict, judge
 from predictor.evaluation.figures import pinball
 from predictor.evaluation.signal_head import TOLD, TOLD_PLACES
 from predictor.head_store import HEAD, load_head, save_head
@@ -22,9 +22,9 @@ from tidepipe_common.lengths.distribution import Floats
 from tidepipe_common.types.length_signal import NUMBERS
 
 
-def compete(folder: Path, model: str, version: str, held_back: int) -> Verdict:
+def compete(packed: bytes, folder: Path, model: str, version: str, held_back: int) -> Verdict:
     """Train on all answers but the newest, and compare on those: to prompts as they come, new ones or not."""
-    samples = read_samples(folder / SAMPLES)
+    samples = read_samples(packed)
     count = len(samples.lengths)
     newest = np.arange(count) >= count - held_back
     challenger = fit_head(samples.chosen(~newest), version)
@@ -54,7 +54,8 @@ def _whole(samples: HeadSamples) -> Floats:
 def main(arguments: Sequence[str]) -> int:
     """Arguments: folder, model, the challenger's version, answers held back. Exit code 0 with a verdict."""
     folder = Path(arguments[0])
-    return judge(folder, lambda: compete(folder, arguments[1], arguments[2], int(arguments[3])))
+    packed = sys.stdin.buffer.read()
+    return judge(folder, lambda: compete(packed, folder, arguments[1], arguments[2], int(arguments[3])))
 
 
 if __name__ == "__main__":

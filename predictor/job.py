@@ -1,8 +1,8 @@
 """`python -m predictor.job DIR`: trains a challenger beside the service, at the lowest priority.
 
-DIR holds `answers.bin` (an ObserveRequest, oldest first) and, if there is a trained champion, `champion/`. It
-gets `challenger/` if that is better on the newest answers, which neither of them was trained on, and
-`verdict.json` in any case. A process of its own, so that the service keeps answering, whatever happens here.
+It reads answers (an ObserveRequest, oldest first). DIR holds `champion/`, if there is a trained one. It gets
+`challenger/` if that is better on the newest answers, which neither of them learned from, and `verdict.json`
+in any case. A process of its own, so that the service keeps answering, whatever happens here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from predictor.api.wire import observation_from_wire
-from predictor.contest import ANSWERS, CHALLENGER, CHAMPION, Verdict, judge
+from predictor.contest import CHALLENGER, CHAMPION, Verdict, judge
 from predictor.evaluation.figures import pinball
 from predictor.evaluation.running_quantile import RunningQuantile
 from predictor.training.fit import fit
@@ -25,9 +25,9 @@ from tidepipe_common.lengths.request import LEVELS
 from tidepipe_common.lengths.store import FACTS, load_lengths, save_lengths
 
 
-def compete(folder: Path, version: str, held_back: int) -> Verdict:
+def compete(answers: bytes, folder: Path, version: str, held_back: int) -> Verdict:
     """Train on all answers but the newest, and compare on those. Errors as `fit` and `load_lengths`."""
-    message = predictor_pb2.ObserveRequest.FromString((folder / ANSWERS).read_bytes())
+    message = predictor_pb2.ObserveRequest.FromString(answers)
     observations = [observation_from_wire(one) for one in message.observations]
     older, newest = observations[:-held_back], observations[-held_back:]
     parent = os.getppid()
@@ -60,7 +60,8 @@ def compete(folder: Path, version: str, held_back: int) -> Verdict:
 def main(arguments: Sequence[str]) -> int:
     """Arguments: folder, the challenger's version, answers held back. Exit code 0 with a verdict."""
     folder = Path(arguments[0])
-    return judge(folder, lambda: compete(folder, arguments[1], int(arguments[2])))
+    answers = sys.stdin.buffer.read()
+    return judge(folder, lambda: compete(answers, folder, arguments[1], int(arguments[2])))
 
 
 if __name__ == "__main__":

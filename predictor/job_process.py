@@ -13,19 +13,22 @@ from tidepipe_common.errors import ModelError
 JOB_TIMEOUT_S = 900.0
 
 
-async def run_job(module: str, folder: Path, *arguments: str) -> None:
-    """`python -m MODULE FOLDER ..`; ModelError if it fails or takes too long."""
+async def run_job(module: str, folder: Path, samples: bytes, *arguments: str) -> None:
+    """`python -m MODULE FOLDER ..`; ModelError if it fails or takes too long.
+
+    samples: what it learns from, by a pipe: no answer comes to a disk, whoever is killed when.
+    """
     one_core = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", module, str(folder), *arguments),
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **one_core},
     )
     try:
         async with asyncio.timeout(JOB_TIMEOUT_S):
-            _, errors = await process.communicate()
+            _, errors = await process.communicate(samples)
     except TimeoutError as error:
         raise ModelError(f"training took longer than {JOB_TIMEOUT_S:g} s") from error
     finally:

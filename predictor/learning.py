@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from predictor.contest import ANSWERS, CHALLENGER, CHAMPION, held_back, hold, is_due
+from predictor.contest import CHALLENGER, CHAMPION, held_back, hold, is_due
 from predictor.evaluation.champion import Champion
 from predictor.versions import ModelVersions
 from tidepipe.v1 import predictor_pb2
@@ -84,8 +84,8 @@ class Learning:
             answers, champion = tuple(self._answers), self._champion.trained
             if champion is not None:
                 await asyncio.to_thread(save_lengths, champion.copy(), folder / CHAMPION)
-            await asyncio.to_thread(_write_answers, answers, folder / ANSWERS)
-            verdict = await hold("predictor.job", folder, f"hazard/{number}", str(judging))
+            packed = await asyncio.to_thread(_packed, answers)
+            verdict = await hold("predictor.job", folder, packed, f"hazard/{number}", str(judging))
             self.trained += 1
             log.info(
                 "challenger trained",
@@ -109,6 +109,6 @@ class Learning:
         log.warning("model not taken", reason=reason, answering=self._champion.version)
 
 
-def _write_answers(answers: Sequence[bytes], path: Path) -> None:
+def _packed(answers: Sequence[bytes]) -> bytes:
     observations = [predictor_pb2.Observation.FromString(one) for one in answers]
-    path.write_bytes(predictor_pb2.ObserveRequest(observations=observations).SerializeToString())
+    return predictor_pb2.ObserveRequest(observations=observations).SerializeToString()

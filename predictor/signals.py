@@ -14,12 +14,12 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from predictor.contest import CHALLENGER, CHAMPION, SAMPLES, held_back, hold, is_due
+from predictor.contest import CHALLENGER, CHAMPION, held_back, hold, is_due
 from predictor.evaluation.champion import Champion
 from predictor.evaluation.drift import SPANS
 from predictor.evaluation.signal_head import SignalHead, head_columns, told_columns
 from predictor.head_store import head_folder, load_head, save_head
-from predictor.training.head_samples import write_samples
+from predictor.training.head_samples import pack_samples
 from tidepipe_common.errors import ModelError, TidePipeError
 from tidepipe_common.lengths.calibration import Ends
 from tidepipe_common.lengths.distribution import Floats
@@ -185,8 +185,8 @@ class SignalHeads:
         try:
             if champion is not None:
                 await asyncio.to_thread(save_head, champion.copy(), name, folder / CHAMPION)
-            await asyncio.to_thread(_write, samples, folder / SAMPLES)
-            verdict = await hold("predictor.head_job", folder, name, version, str(judging))
+            packed = await asyncio.to_thread(_packed, samples)
+            verdict = await hold("predictor.head_job", folder, packed, name, version, str(judging))
             self.trained += 1
             known.trained += 1
             log.info(
@@ -222,8 +222,8 @@ def _prompt(features: RequestFeatures) -> int:
     return hash((features.prompt_tokens, told))
 
 
-def _write(samples: Sequence[_Sample], path: Path) -> None:
+def _packed(samples: Sequence[_Sample]) -> bytes:
     observations = [one.observation for one in samples]
     columns = np.stack([one.columns for one in samples])
     prompts = np.array([one.prompt for one in samples], dtype=np.int64)
-    write_samples(columns, _lengths(observations), Ends.of(observations), prompts, path)
+    return pack_samples(columns, _lengths(observations), Ends.of(observations), prompts)

@@ -29,6 +29,8 @@ MAX_QUEUED = 16_384
 BATCH = 256
 FALLBACK_WINDOW = 512
 FALLBACK_LEAST = 16
+MOST_LEVELS = 64
+"""Of one prediction: what is answered is read on the event loop."""
 SILENCE_S = 5.0
 """After a failure the predictor is left alone for this long."""
 
@@ -273,7 +275,8 @@ class LengthOracle:
 
     def _take(self, batch: Many[RequestFeatures], reply: predictor_pb2.PredictResponse) -> None:
         """Pass predictions on; ValueError, before any is, if they make no sense."""
-        if [one.key for one in reply.predictions] != [one.key for one in batch]:
+        told = reply.predictions
+        if len(told) != len(batch) or any(one.key != of.key for one, of in zip(told, batch, strict=True)):
             raise ValueError("the predictor's answer is not about what it was asked")
         quantiles = [_p50_p90(one) for one in reply.predictions]
         for features, (p50, p90) in zip(batch, quantiles, strict=True):
@@ -309,10 +312,7 @@ class LengthOracle:
             self._new.clear()
             while self._seen:
                 batch = [self._seen.popleft() for _ in range(min(BATCH, len(self._seen)))]
-                observations = [
-                    predictor_pb2.Observation(features=features, output_tokens=tokens, censored=censored)
-                    for features, tokens, censored in batch
-                ]
+                observations = [_nameless(*one) for one in batch]
                 try:
                     await stub.Observe(
                         predictor_pb2.ObserveRequest(observations=observations), timeout=OBSERVE_TIMEOUT_S
@@ -322,10 +322,17 @@ class LengthOracle:
                     self.observations_lost += len(batch)
 
 
+def _nameless(features: RequestFeatures, output_tokens: int, censored: bool) -> predictor_pb2.Observation:
+    """What the predictor may keep. A sequence's id tells its API key, and what its client calls it."""
+    told = predictor_pb2.Observation(features=features, output_tokens=output_tokens, censored=censored)
+    told.features.ClearField("key")
+    return told
+
+
 def _p50_p90(prediction: predictor_pb2.LengthPrediction) -> tuple[float, float]:
     levels, tokens = prediction.levels, prediction.tokens
-    if len(levels) != len(tokens) or not levels:
-        raise ValueError("the predictor's answer has no levels")
+    if not 0 < len(levels) == len(tokens) <= MOST_LEVELS:
+        raise ValueError(f"the predictor's answer has {len(levels)} levels and {len(tokens)} lengths")
     if not (rising(levels, 1.0) and rising(tokens)):
         raise ValueError(f"the predictor's answer makes no sense: {[*levels]}, {[*tokens]}")
     p50, p90 = np.interp((0.5, 0.9), levels, tokens)

@@ -77,7 +77,7 @@ class PredictorServicer(pb_grpc.PredictorServiceServicer):
                 else:
                     first_fault = first_fault or fault
             self.heads.observe([observation for _, observation in sound])
-            self.learning.note([_without_signal(message) for message, _ in sound])
+            self.learning.note([_to_keep(message) for message, _ in sound])
             accepted += len(sound)
             # Predictions are waited for, observations are not.
             await asyncio.sleep(0)
@@ -107,14 +107,17 @@ class PredictorServicer(pb_grpc.PredictorServiceServicer):
         )
 
 
-def _without_signal(message: pb.Observation) -> pb.Observation:
-    """The text's model does not look at it: it is kept by the heads, or nowhere."""
-    message.features.ClearField("signal")
+def _to_keep(message: pb.Observation) -> pb.Observation:
+    """What the text's model learns from, and nothing else: no name, no signal (heads keep that, or nobody),
+    nothing that another version says."""
+    for name in ("key", "signal", "model"):
+        message.features.ClearField(name)
+    message.DiscardUnknownFields()
     return message
 
 
 def _too_large(message: pb.Observation) -> str | None:
-    """Thousands are kept as they came, with whatever fields of other versions they have."""
+    """Thousands are kept, with whatever numbers of other versions they have."""
     size = message.ByteSize()
     return f"it has {size} bytes, of {MAX_OBSERVATION_BYTES}" if size > MAX_OBSERVATION_BYTES else None
 

@@ -1,9 +1,9 @@
-"""What a head is fitted to: answers with signals, as arrays and as the file in which a training gets them."""
+"""What a head is fitted to: answers with signals, as arrays and as the bytes that a training gets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +40,11 @@ class HeadSamples:
         )
 
 
-def write_samples(
-    columns: NDArray[np.float32], lengths: Floats, ends: Ends, prompts: Indices, path: Path
-) -> None:
+def pack_samples(columns: NDArray[np.float32], lengths: Floats, ends: Ends, prompts: Indices) -> bytes:
     """For `read_samples`, in another process."""
+    packed = BytesIO()
     np.savez(
-        path,
+        packed,
         columns=columns,
         lengths=lengths,
         cut=ends.cut,
@@ -54,11 +53,12 @@ def write_samples(
         owners=ends.owners,
         prompts=prompts,
     )
+    return packed.getvalue()
 
 
-def read_samples(path: Path) -> HeadSamples:
-    """What `write_samples` wrote."""
-    with np.load(path, allow_pickle=False) as kept:
+def read_samples(packed: bytes) -> HeadSamples:
+    """What `pack_samples` made."""
+    with np.load(BytesIO(packed), allow_pickle=False) as kept:
         lengths, cut = kept["lengths"], kept["cut"]
         _, prompts = np.unique(kept["prompts"], return_inverse=True)
         return HeadSamples(

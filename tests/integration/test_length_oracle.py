@@ -70,6 +70,17 @@ def about_others(request: pb.PredictRequest) -> pb.PredictResponse:
     return pb.PredictResponse(predictions=[prediction("somebody else", [1, 2, 3])])
 
 
+def too_much(request: pb.PredictRequest) -> pb.PredictResponse:
+    """Sound, but megabytes of it."""
+    levels = [place / 50_001 for place in range(1, 50_001)]
+    return pb.PredictResponse(
+        predictions=[
+            pb.LengthPrediction(key=one.key, levels=levels, tokens=levels) for one in request.requests[:1]
+        ]
+        + [prediction(one.key, [5, 50, 90]) for one in request.requests[1:]]
+    )
+
+
 @contextlib.asynccontextmanager
 async def serving(fake: FakePredictor) -> AsyncIterator[str]:
     server = grpc.aio.server()
@@ -111,8 +122,8 @@ async def ask(oracle: LengthOracle, predicted: dict[str, tuple[float, float]], c
 
 
 async def test_who_asks_reaches_the_predictor() -> None:
-    """The hash that the router made comes with what is asked and with what is observed; of an answer that is
-    not to be learned from nothing is observed, neither there nor here."""
+    """The hash that the router made comes with what is asked and with what is observed, which has no other
+    name; of an answer that is not to be learned from nothing is observed, neither there nor here."""
     spec = controller_pb2.SequenceSpec(sequence_id="a", prompt_token_ids=[1, 2, 3])
     spec.prompt_features.client_hash, spec.prompt_features.owner_hash = 77, 88
     arrival = new_sequence_from_wire(spec, 0.0)
@@ -120,13 +131,13 @@ async def test_who_asks_reaches_the_predictor() -> None:
     async with serving(fake) as address, running(address) as (oracle, _):
         oracle.ask(sequence("a"), arrival.features)
         oracle.ask(sequence("b"), replace(arrival.features, unlearned=True))
-        for key in "ba":
-            oracle.ended(Finish(key, FinishReason.STOP, 12))
+        for key, length in (("b", 11), ("a", 12)):
+            oracle.ended(Finish(key, FinishReason.STOP, length))
         async with asyncio.timeout(30):
             while not (len(fake.requests) == 2 and fake.observed):  # noqa: ASYNC110 - others' state, without events
                 await asyncio.sleep(0.01)
     assert fake.requests[0].prompt.client_hash == 77
-    assert [one.features.key for one in fake.observed] == ["a"]
+    assert [(one.features.key, one.output_tokens) for one in fake.observed] == [("", 12)]
     learned = fake.observed[0].features.prompt
     assert (learned.client_hash, learned.owner_hash) == (77, 88)
 
@@ -191,7 +202,8 @@ async def test_the_answer_behind_a_thought_is_asked_for_and_learned_by_itself() 
     assert whole.features.prompt.template_hash != rest.features.prompt.template_hash
 
 
-async def test_one_call_for_many_and_limits_hold() -> None:
+async def test_one_call_for_many_and_limits_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_client, "PREDICT_TIMEOUT_S", 20.0)  # however busy the machine is
     fake = FakePredictor(sound)
     async with serving(fake) as address, running(address) as (oracle, predicted):
         await ask(oracle, predicted)
@@ -202,7 +214,7 @@ async def test_one_call_for_many_and_limits_hold() -> None:
                 await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("answer", [not_a_number, falling, about_others])
+@pytest.mark.parametrize("answer", [not_a_number, falling, about_others, too_much])
 async def test_nonsense_is_not_believed(answer: Answer) -> None:
     fake = FakePredictor(answer)
     async with serving(fake) as address, running(address) as (oracle, predicted):
@@ -221,7 +233,7 @@ async def test_a_slow_predictor_is_waited_for_once_only() -> None:
             while "later" not in predicted:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         # It was left alone.
-        assert fake.asked == 1 and oracle.fallbacks == 21
+        assert fake.asked <= 1 and oracle.fallbacks == 21
 
 
 async def test_nobody_there() -> None:

@@ -124,7 +124,8 @@ async def medians(stub: Stub) -> list[float]:
 
 
 async def test_learns_beside_the_service_and_survives_kill_and_damage(tmp_path: Path) -> None:
-    state = ["--state", str(tmp_path / "state"), "--train-after", "200"]
+    folder, ours = tmp_path / "state", {"champion", "challenger", "verdict.json"}
+    state = ["--state", str(folder), "--train-after", "200"]
     async with predictor(*state) as (stub, _):
         await stub.Observe(pb.ObserveRequest(observations=answers(240, seed=1)), timeout=5)
         async with asyncio.timeout(120):
@@ -132,6 +133,9 @@ async def test_learns_beside_the_service_and_survives_kill_and_damage(tmp_path: 
                 # Meanwhile it answers.
                 await medians(stub)
                 assert not status.last_failure
+                # What it learns from comes to no disk.
+                there = {one.name for one in folder.glob("job-*/*") if not one.name.startswith(".")}
+                assert there <= ours, there
                 await asyncio.sleep(0.1)
         assert status.model_version == "hazard/1"
         assert await medians(stub) == pytest.approx([300, 7], rel=0.4)

@@ -200,7 +200,7 @@ class Observation(_message.Message):
     """True if the output was cut (max_tokens, cancelled): it would have been longer."""
     @_builtins.property
     def features(self) -> Global___RequestFeatures:
-        """What was known before it ran."""
+        """What was known before it ran. Without its key, which says whose it was."""
 
     def __init__(
         self,

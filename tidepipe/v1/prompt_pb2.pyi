@@ -47,7 +47,7 @@ class PromptFeatures(_message.Message):
 
     @_builtins.property
     def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Hash buckets of words and pairs of words."""
+        """Hash buckets of words and pairs of words, rising."""
 
     def __init__(
         self,

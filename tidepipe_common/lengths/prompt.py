@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from zlib import crc32
 
 from tidepipe_common.types.request import ChatTurn, Prompt
@@ -126,7 +126,8 @@ class PromptFeatures:
     """A prompt in numbers.
 
     dense: values of DENSE, in order; empty if the text is not known (token ids).
-    buckets: distinct hash buckets of its words and pairs of words, in the order of their first use.
+    buckets: distinct hash buckets of its words and pairs of words, rising: in the order of the words a prompt
+    could be read by whoever has a list of words.
     template: hash of the system message and of the manner of answering, 0 for neither: requests of one
     application share it, and those that think, or must call a tool, are told apart from those that do not.
     client: hash of who asks, 0 if nobody said so.
@@ -217,7 +218,7 @@ def _buckets(words: Sequence[str]) -> tuple[int, ...]:
     found = dict.fromkeys(one % BUCKETS for one in hashes)
     # Pairs carry the order of words ("how many", "write a").
     found.update(dict.fromkeys((31 * a + b) % BUCKETS for a, b in pairwise(hashes)))
-    return tuple(found)[:MAX_BUCKETS]
+    return tuple(sorted(islice(found, MAX_BUCKETS)))
 
 
 @lru_cache(maxsize=16_384)

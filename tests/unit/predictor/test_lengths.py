@@ -61,6 +61,12 @@ def test_any_prompt_gives_sound_numbers_that_survive_the_wire(text: str, system:
         )
 
 
+def test_numbers_do_not_tell_in_which_order_words_stand() -> None:
+    """With a list of words the prompt could be read off them."""
+    buckets = prompt_features("the treaty was signed in 1648 by tired envoys").buckets
+    assert len(buckets) > 9 and list(buckets) == sorted(buckets)
+
+
 def test_instructions_are_seen() -> None:
     seen = dict(zip(DENSE, prompt_features("Explain in 50 words: why?").dense, strict=True))
     assert seen["cue_long"] == 1 and seen["cue_question"] == 1 and seen["ends_with_question"] == 1

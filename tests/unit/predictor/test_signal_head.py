@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from predictor.contest import CHALLENGER, SAMPLES
+from predictor.contest import CHALLENGER
 from predictor.evaluation.champion import Champion
 from predictor.evaluation.signal_head import head_columns, told_columns
 from predictor.head_job import compete
 from predictor.head_store import HEAD, load_head, save_head
 from predictor.signals import SignalHeads
-from predictor.training.head_samples import read_samples, write_samples
+from predictor.training.head_samples import pack_samples, read_samples
 from tidepipe_common.errors import ModelError
 from tidepipe_common.lengths.calibration import Ends
 from tidepipe_common.lengths.request import LEVELS, Observation, RequestFeatures
@@ -36,13 +36,17 @@ def answers(count: int, seed: int, *, telling: bool = True, model: str = "m") ->
     return found
 
 
-def train(folder: Path, observations: list[Observation], held_back: int, prompts: list[int]) -> bool:
-    """As the service does, without its process."""
+def packed(observations: list[Observation], prompts: list[int]) -> bytes:
+    """As the service gives them to a training."""
     told = told_columns([(20.0, 50.0, 100.0, 200.0, 280.0, 370.0, 640.0)] * len(observations))
     columns = head_columns([one.features.signal for one in observations], told).astype(np.float32)
     lengths = np.array([float(one.output_tokens) for one in observations])
-    write_samples(columns, lengths, Ends.of(observations), np.array(prompts), folder / SAMPLES)
-    return compete(folder, "m", "head/1", held_back).better
+    return pack_samples(columns, lengths, Ends.of(observations), np.array(prompts))
+
+
+def train(folder: Path, observations: list[Observation], held_back: int, prompts: list[int]) -> bool:
+    """As the service does, without its process."""
+    return compete(packed(observations, prompts), folder, "m", "head/1", held_back).better
 
 
 def test_a_head_learns_what_signals_tell_and_is_calibrated(tmp_path: Path) -> None:
@@ -69,8 +73,10 @@ def test_a_signal_that_tells_nothing_takes_no_place(tmp_path: Path) -> None:
     assert not train(tmp_path, answers(300, seed=3, telling=False), 150, list(range(300)))
     # Of a prompt that always gets the same answer four say what one does.
     again = [one for one in answers(100, seed=4) for _ in range(4)]
-    train(tmp_path, again, 100, [place // 4 for place in range(400)])
-    assert read_samples(tmp_path / SAMPLES).weight == pytest.approx(np.full(400, 1 / 4), rel=0.05)
+    of_prompts = [place // 4 for place in range(400)]
+    train(tmp_path, again, 100, of_prompts)
+    weight = read_samples(packed(again, of_prompts)).weight
+    assert weight == pytest.approx(np.full(400, 1 / 4), rel=0.05)
 
 
 def test_heads_answer_for_their_model_only_and_survive_a_restart(tmp_path: Path) -> None:
