@@ -166,12 +166,19 @@ class Draws:
     """Requests drawn from the real answers, or from another mix."""
 
     def __init__(self, lines: list[dict[str, Any]], known: dict[str, Floats], count: int) -> None:
-        """known: see `quantiles`. count: of requests."""
-        self._lines, self._known, self._count = lines, known, count
+        """lines: as `bench.length_draws` wrote them. known: see `quantiles`. count: of requests."""
+        self.lines, self.known, self._count = lines, known, count
+
+    @classmethod
+    def of(cls, draws: Path, signal: Path, count: int) -> Draws:
+        """From what the two benches wrote."""
+        predicted = json.loads(signal.read_text(encoding="utf-8"))["predictions"]
+        lines = [line for line in drawn(draws) if line["id"] in predicted]
+        return cls(lines, quantiles(lines, predicted), count)
 
     def real(self, seed: int) -> Draw:
         """With repetition."""
-        places = [(line["prompt_tokens"], length) for line in self._lines for length in line["lengths"]]
+        places = [(line["prompt_tokens"], length) for line in self.lines for length in line["lengths"]]
         chosen = np.random.default_rng(seed).choice(len(places), self._count)
         requests = tuple(
             SimRequest(prompt, max(1, length), LIMIT)
@@ -179,7 +186,7 @@ class Draws:
         )
         told: dict[str, list[Quantiles]] = {
             name: [(p50, p90) for p50, p90 in rows[chosen][:, TOLD].tolist()]
-            for name, rows in self._known.items()
+            for name, rows in self.known.items()
         }
         return _with_oracle(Workload("real answers", requests), told)
 
@@ -192,7 +199,7 @@ class Draws:
         if len(others) < LEAST_ANSWERS:
             # A mix that is drawn anew by each seed.
             others = open_workload(source, self._count, seed + 100).within(LONGEST // 2, LONGEST).requests
-        errors = ranked(Answers.of(self._lines), self._known, "signal and text", seed)
+        errors = ranked(Answers.of(self.lines), self.known, "signal and text", seed)
         outputs = [one.output_tokens for one in mix.requests]
         told = errors.predictions(outputs, np.random.default_rng([seed, 1]))
         if cut:
@@ -240,10 +247,15 @@ def _taken_away(system: str) -> Iterator[None]:
         yield
 
 
+def four_l20(profile: Path | None) -> PipelineSpec:
+    """What all this runs on: Llama2-13B on four L20. profile: measured times."""
+    measured = read_profile(profile) if profile else None
+    return PipelineSpec(read_shape("llama2-13b"), hardware("l20"), 4, measured, LONGEST)
+
+
 def measure(draws: list[Draw], systems: list[str], kinds: list[str], profile: Path | None) -> Any:
     """Output tokens/s by system and predictor, means over draws (one a seed); and shares."""
-    measured = read_profile(profile) if profile else None
-    spec = PipelineSpec(read_shape("llama2-13b"), hardware("l20"), 4, measured, LONGEST)
+    spec = four_l20(profile)
 
     def run(system: str, first: str | None, then: str | None, seed: int) -> dict[str, float]:
         draw = draws[seed - 1]
@@ -297,9 +309,7 @@ def main() -> None:
     )
     parser.add_argument("--cut", type=int, default=0, help="of answers of a mix, tokens; 0: none")
     options = parser.parse_args()
-    predicted = json.loads(options.signal.read_text(encoding="utf-8"))["predictions"]
-    lines = [line for line in drawn(options.draws) if line["id"] in predicted]
-    draws = Draws(lines, quantiles(lines, predicted), options.requests)
+    draws = Draws.of(options.draws, options.signal, options.requests)
     report: dict[str, Any] = {"requests": options.requests}
     for source in options.mix or ["real answers"]:
         print(source, flush=True)
