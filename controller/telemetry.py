@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from controller.runtime.activity_recorder import MAX_PREDICTED
 from controller.runtime.live import LiveInstance
-from controller.scheduler.actions import Action, Finish, PhaseSwitched
+from controller.scheduler.actions import Action, Finish, HandedOver, PhaseSwitched
 from controller.scheduler.events import Event, LengthPredicted, StagesLost
 from controller.scheduler.scheduler import Scheduler
 from tidepipe_common.telemetry.buckets import TOKENS
@@ -57,6 +57,8 @@ class ControllerMetrics:
         for action in actions:
             if isinstance(action, Finish):
                 self._score(action)
+            elif isinstance(action, HandedOver):
+                self._predicted.pop(action.sequence_id, None)
             elif isinstance(action, PhaseSwitched):
                 self._turn(action, now)
 

@@ -96,9 +96,10 @@ class Learning:
                 standard_error=round(verdict.standard_error, 3),
             )
             if verdict.better:
-                # Only what can be read again takes the champion's place.
-                adopted = await asyncio.to_thread(self._versions.adopt, folder / CHALLENGER, number)
-                self._champion.replace(await asyncio.to_thread(load_lengths, adopted))
+                # Only what can be read again takes the champion's place, here and after a restart.
+                challenger = await asyncio.to_thread(load_lengths, folder / CHALLENGER)
+                await asyncio.to_thread(self._versions.adopt, folder / CHALLENGER, number)
+                self._champion.replace(challenger)
                 self.adopted += 1
             self.last_failure = ""
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 
 import grpc
@@ -23,7 +24,7 @@ class NextStageLink:
         self._address = address
         self._epoch = epoch
         self._max_message_bytes = max_message_bytes
-        self._queue: asyncio.Queue[stage_pb2.ForwardRequest] = asyncio.Queue(MAX_QUEUED)
+        self._queue: asyncio.Queue[stage_pb2.ForwardRequest | None] = asyncio.Queue(MAX_QUEUED)
 
     def send(
         self, step_id: int, hidden: bytes | memoryview, tokens: int, times: Iterable[StageTimes]
@@ -50,14 +51,19 @@ class NextStageLink:
         async with open_channel(self._address, max_message_bytes=self._max_message_bytes) as channel:
             stub = stage_pb2_grpc.StageServiceStub(channel)
             call = stub.Forward(self._messages(), wait_for_ready=False)
-            await call
+            try:
+                await call
+            finally:
+                # A call that the next stage has ended leaves gRPC's task waiting for what it is to send next.
+                with contextlib.suppress(asyncio.QueueFull):
+                    self._queue.put_nowait(None)
             raise ConnectionError(f"the next stage at {self._address} ended the stream")
 
     async def _messages(self) -> AsyncIterator[stage_pb2.ForwardRequest]:
         # The first message opens the stream at once, so that a wrong address shows before the first step.
         yield stage_pb2.ForwardRequest(epoch=self._epoch)
-        while True:
-            yield await self._queue.get()
+        while (message := await self._queue.get()) is not None:
+            yield message
 
 
 def describe(error: BaseException) -> str:

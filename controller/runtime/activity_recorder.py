@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from controller.scheduler.actions import Action, Dispatch, Finish, PhaseSwitched
+from controller.scheduler.actions import Action, Dispatch, Finish, HandedOver, PhaseSwitched
 from controller.scheduler.events import Event, LengthPredicted, StagesLost, StagesReady
 from controller.scheduler.scheduler import Scheduler
 from tidepipe_common.types.plan import Phase, StageTimes, StepPlan, StepReport
@@ -85,6 +85,8 @@ class ActivityRecorder:
                 self._turn(action, now)
             elif isinstance(action, Finish):
                 self._score(action)
+            elif isinstance(action, HandedOver):
+                self._predicted.pop(action.sequence_id, None)
 
     def stage_done(
         self, stage: int, report: StepReport, now: float

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import structlog
 
@@ -32,6 +33,8 @@ from tidepipe_common.types.token_mix import TokenMix
 
 RETRY_S = 0.3
 REMIND_S = 1800.0
+
+Answer = TypeVar("Answer")
 
 log = structlog.get_logger()
 
@@ -122,8 +125,8 @@ class Pipeline:
                 await asyncio.sleep(RETRY_S)
 
     async def _configure(self) -> int:
-        abouts = await asyncio.gather(*(stage.describe() for stage in self.stages))
-        about = common_about(self.stages, list(abouts))
+        abouts = await _together(stage.describe() for stage in self.stages)
+        about = common_about(self.stages, abouts)
         if self.about is not None and self.about.fingerprint != about.fingerprint:
             raise IncompatibleError("the stages came back with another model; restart the controller")
         if self.about is not None and set(self.about.adapters) != set(about.adapters):
@@ -135,25 +138,23 @@ class Pipeline:
         ways = self._ways(abouts)
         # A name for each meeting, in this epoch only.
         names = [f"{self._incarnation}/{self.epoch}/{i}" if way else "" for i, way in enumerate(ways)]
-        blocks = await asyncio.gather(
-            *(
-                stage.configure(
-                    StageSetup(
-                        epoch=self.epoch,
-                        incarnation=self._incarnation,
-                        model_fingerprint=about.fingerprint,
-                        layers=layers,
-                        block_size=self.config.block_size,
-                        kv_blocks=self.config.kv_blocks,
-                        max_step_tokens=self.config.max_step_tokens,
-                        next_address=next_address,
-                        fabric_before=before,
-                        fabric_after=after,
-                    )
+        blocks = await _together(
+            stage.configure(
+                StageSetup(
+                    epoch=self.epoch,
+                    incarnation=self._incarnation,
+                    model_fingerprint=about.fingerprint,
+                    layers=layers,
+                    block_size=self.config.block_size,
+                    kv_blocks=self.config.kv_blocks,
+                    max_step_tokens=self.config.max_step_tokens,
+                    next_address=next_address,
+                    fabric_before=before,
+                    fabric_after=after,
                 )
-                for stage, layers, next_address, before, after in zip(
-                    self.stages, ranges, following, ["", *names], [*names, ""], strict=True
-                )
+            )
+            for stage, layers, next_address, before, after in zip(
+                self.stages, ranges, following, ["", *names], [*names, ""], strict=True
             )
         )
         self._verdict = None
@@ -163,7 +164,7 @@ class Pipeline:
         self.replaced = any(fresh)
         compiles = [about.device.startswith("cuda") for about in abouts]
         self.watch.begin([new and there for new, there in zip(fresh, compiles, strict=True)])
-        log.info("stages ready", epoch=self.epoch, layers=ranges, kv_blocks=list(blocks), by_fabric=sum(ways))
+        log.info("stages ready", epoch=self.epoch, layers=ranges, kv_blocks=blocks, by_fabric=sum(ways))
         return min(blocks)
 
     def _ways(self, abouts: list[StageAbout]) -> list[bool]:
@@ -246,3 +247,14 @@ class Pipeline:
         """Give all channels back."""
         for stage in self.stages:
             await stage.close()
+
+
+async def _together(calls: Iterable[Coroutine[Any, Any, Answer]]) -> list[Answer]:
+    """The answers in order. If one call fails, its error: the others are given up, so that none of them comes
+    back while a later try is under way."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except ExceptionGroup as failed:
+        raise leaves(failed)[0] from failed
+    return [task.result() for task in tasks]

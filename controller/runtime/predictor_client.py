@@ -151,7 +151,8 @@ class LengthOracle:
 
     def refresh(self) -> None:
         """Ask anew for those that have grown much since they were asked for."""
-        for sequence_id, growing in self._growing.items():
+        # A copy: where the fallback answers at once, what follows from that may end one of them.
+        for sequence_id, growing in list(self._growing.items()):
             output = len(growing.sequence.output)
             if output < growing.refresh_at:
                 continue

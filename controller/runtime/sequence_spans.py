@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from controller.scheduler.actions import Action, Dispatch, Emit, Finish, Preempted, PrefixFound, Refused
+from controller.scheduler.actions import (
+    Action,
+    Dispatch,
+    Emit,
+    Finish,
+    HandedOver,
+    Preempted,
+    PrefixFound,
+    Refused,
+)
 from controller.scheduler.events import Event, NewSequence, StagesLost
 from tidepipe_common.telemetry.traces import NO_TRACES, Attribute, Span, Traces
 from tidepipe_common.types.sampling import FinishReason
@@ -66,6 +75,10 @@ class SequenceSpans:
                     span.event("preempted", {"reason": str(reason)})
             case Refused():
                 self._end(action.sequence_id, action.detail)
+            case HandedOver(sequence_id, _, reason):
+                if (span := self._open.get(sequence_id)) is not None:
+                    span.event("handed over", {"reason": str(reason)})
+                    self._end(sequence_id, "")
             case Finish():
                 self._finish(action)
 

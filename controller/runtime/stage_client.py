@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import grpc
 import structlog
@@ -49,6 +51,9 @@ CLOCKS_APART, CLOCKS_APART_S = 0.05, 1.0
 """By so much, and by this share, a step may have taken longer by its stage's clock than by ours."""
 
 log = structlog.get_logger()
+
+Queue: TypeAlias = "asyncio.Queue[StepPlan | list[KvOrders] | None]"
+"""What one epoch of a stage is to be sent; None: nothing more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,7 @@ class StageClient:
         self._known_epoch = 0
         self._channel = open_channel(address)
         self._stub = stage_pb2_grpc.StageServiceStub(self._channel)
-        self._plans: asyncio.Queue[StepPlan | list[KvOrders]] = asyncio.Queue(MAX_PLANS_QUEUED)
+        self._plans: Queue = asyncio.Queue(MAX_PLANS_QUEUED)
         self._orders: list[KvOrders] | None = None
         """What is queued behind the last plan; orders between two plans have one place in the queue."""
         self._phases: dict[int, tuple[Phase, float]] = {}
@@ -282,8 +287,8 @@ class StageClient:
         Raises StageLostError when the stage fails, falls silent, or is taken over by a newer epoch. The
         stream has no deadline; the lease, renewed by each message, takes its place.
         """
-        account = self.account
-        call = self._stub.Run(self._requests(epoch))
+        account, plans = self.account, self._plans
+        call = self._stub.Run(self._requests(epoch, plans))
         account.alive, account.running_step = True, 0
         clock = asyncio.get_running_loop().time
         try:
@@ -304,6 +309,9 @@ class StageClient:
         finally:
             account.alive = False
             call.cancel()
+            # A call that the stage has ended leaves gRPC's task waiting for what it is to send next.
+            with contextlib.suppress(asyncio.QueueFull):
+                plans.put_nowait(None)
 
     def _fault(self, message: stage_pb2.RunResponse) -> str:
         """What it tells that cannot be true; "" if all can be."""
@@ -357,11 +365,10 @@ class StageClient:
             self.account.decode_busy_s += times.compute_s
         self.account.plan_wait_s += times.plan_wait_s
 
-    async def _requests(self, epoch: int) -> AsyncIterator[stage_pb2.RunRequest]:
+    async def _requests(self, epoch: int, plans: Queue) -> AsyncIterator[stage_pb2.RunRequest]:
         yield stage_pb2.RunRequest(epoch=epoch)
         first, last = self.index == 0, self.index == self.count - 1
-        while True:
-            plan = await self._plans.get()
+        while (plan := await plans.get()) is not None:
             if isinstance(plan, list):
                 if plan is self._orders:
                     self._orders = None

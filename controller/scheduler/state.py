@@ -120,6 +120,7 @@ class PipelineState:
         for sequence in lost:
             self._forget_progress(sequence)
             sequence.preemptions += 1
+        self.waiting.expect_again()
         self.waiting.put_back(lost)
         self.running.clear()
         self.prefilling.clear()

@@ -147,18 +147,20 @@ class ControllerClient:
         """Have the KV blocks of a prompt's beginning kept for another instance, until the loan is cancelled
         like a sequence; without a ticket: nothing is kept. root, adapter: as of the sequence.
 
-        InvalidRequestError: what it answers makes no sense.
+        TidePipeError: it does not, what it answers makes no sense, or its channel was closed meanwhile. (That
+        ends a call as if its caller had been cancelled, who is another instance's.)
         """
-        reply = await self._stub.LendPrefix(
-            pb.LendPrefixRequest(
-                loan_id=loan_id,
-                prompt_token_ids=prompt,
-                prefix_root=root,
-                adapter=adapter,
-            ),
-            timeout=LEND_TIMEOUT_S,
-            metadata=self._metadata,
-        )
+        with translated():
+            reply = await self._stub.LendPrefix(
+                pb.LendPrefixRequest(
+                    loan_id=loan_id,
+                    prompt_token_ids=prompt,
+                    prefix_root=root,
+                    adapter=adapter,
+                ),
+                timeout=LEND_TIMEOUT_S,
+                metadata=self._metadata,
+            )
         check_handle(reply.kv)
         return handle_from_wire(reply.kv)
 

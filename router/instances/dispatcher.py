@@ -197,6 +197,7 @@ class Dispatcher:
         entry = self._placed.get(key)
         if entry is not None and entry[1].sequence is sequence:
             link, placement = self._placed.pop(key)
+            self._forget_source(key)
             link.withdraw(placement)
             self.handle(RequestWithdrawn(key, link.instance_id))
 

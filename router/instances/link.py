@@ -259,9 +259,8 @@ class InstanceLink:
             source.handle = await self.client.lend(
                 name, sequence.prompt, sequence.prefix.root, sequence.adapter
             )
-        except (grpc.aio.AioRpcError, InvalidRequestError) as error:
-            reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
-            self._log.info("lends nothing", sequence=sequence.key, reason=reason)
+        except TidePipeError as error:
+            self._log.info("lends nothing", sequence=sequence.key, reason=str(error))
             # The call may have arrived all the same.
             source.release()
             return None
@@ -395,6 +394,8 @@ class InstanceLink:
                 # Updates behind a gap are taken in as well: they belong to other sequences.
                 fitting = [self._take(update) for update in message.updates]
                 if not all(fitting):
+                    # What is handed over until then would not be named, and so be taken for unwanted.
+                    self._ready.clear()
                     return True
                 message = await anext(messages, None)
             return False
@@ -410,8 +411,8 @@ class InstanceLink:
         if not self.connected:
             self._log.info("connected", address=self.announced.address, incarnation=incarnation)
             self.connected = True
-            self._ready.set()
             self._changed.notify_all()
+        self._ready.set()
 
     def _broken(self, reason: str) -> None:
         """The stream has ended; it will be opened again."""

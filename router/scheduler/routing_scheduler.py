@@ -223,15 +223,21 @@ class RoutingScheduler:
         for macro in self._in_order(request):
             choice = macro.route(request, now)
             if choice.instance_id is not None:
-                self._waits.pop(request.request_id, None)
                 passes_on = macro.passes_on(request, choice.instance_id)
-                self._actions.append(Route(request, macro.macro_id, choice, passes_on))
-                self.pending.served(request)
-                self.demand.sent(request.prompt_tokens, int(choice.numbers.get("cached_tokens", 0)))
+                self._goes(request, macro, choice, passes_on=passes_on)
                 return True
             wait = choice
         self._waits[request.request_id] = wait
         return False
+
+    def _goes(
+        self, request: RouteRequest, macro: MacroInstance, choice: Choice, *, passes_on: bool = False
+    ) -> None:
+        """It was its turn, and its tenant's."""
+        self._waits.pop(request.request_id, None)
+        self._actions.append(Route(request, macro.macro_id, choice, passes_on))
+        self.pending.served(request)
+        self.demand.sent(request.prompt_tokens, int(choice.numbers.get("cached_tokens", 0)))
 
     def _take_over(self, request: RouteRequest, now: float) -> bool:
         """It has had its turn, and an instance: nobody in line is before it."""
@@ -365,11 +371,11 @@ class RoutingScheduler:
         if (chosen := last_chance(request, views, now)) is None:
             return False
         macro = next(one for one in self.macros.values() if chosen.instance_id in one)
+        cached = chosen.cached_tokens(request)
         macro.send(request, chosen.instance_id, now)
-        self._waits.pop(request.request_id, None)
         reason = "nobody else waits, and it would be refused"
-        choice = Choice(chosen.instance_id, reason, {"until_resume_s": chosen.slack.low_latest - now})
-        self._actions.append(Route(request, macro.macro_id, choice))
+        numbers = {"until_resume_s": chosen.slack.low_latest - now, "cached_tokens": cached}
+        self._goes(request, macro, Choice(chosen.instance_id, reason, numbers))
         return True
 
     def _shed(self, now: float) -> None:

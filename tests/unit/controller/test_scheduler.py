@@ -478,6 +478,22 @@ def test_deadline_and_full_queue() -> None:
     assert scheduler.allocator.used == 0
 
 
+def test_nobody_expects_what_was_lost_with_the_stages() -> None:
+    """Who waits finds nothing of what they held, and is not reckoned as if it would."""
+    world = World(1, 8, 4, 1, "separate")
+    root, shared = root_key("one").hex(), tuple(range(1, 17))
+    begins = NewSequence("kept", shared, SamplingParams(max_tokens=1), prefix_root=root)
+    world.handle(SequencesArrived((begins,)))
+    world.run_dry()
+    for name, prompt in (("runs", (50,) * 10), ("fits later", (51,) * 27), ("waits", (*shared, 99))):
+        one = replace(begins, sequence_id=name, prompt=prompt, sampling=SamplingParams(max_tokens=4))
+        world.handle(SequencesArrived((one,)))
+    waits = world.scheduler.sequences["waits"]
+    assert waits.state is State.WAITING and waits.expected_cached == len(shared)
+    world.handle(StagesLost("killed", None, ()))
+    assert waits.to_compute == waits.length
+
+
 def test_a_handed_over_output_is_continued_not_repeated() -> None:
     """A sequence that comes with output goes on behind it."""
     world = World(stages=2, kv_blocks=100, block_size=8, microbatches=0)

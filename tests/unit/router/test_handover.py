@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 from grpc.aio import Metadata
 
+from router.instances.borrowing import Borrowings
 from router.instances.controller_client import ControllerClient
-from router.instances.link import HandOver
+from router.instances.link import HandOver, InstanceAddress, InstanceLink
 from router.instances.sequence import Placement
 from router.requests.entry import RequestEntry
 from router.requests.meter import Unmeasured
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe_common.errors import InvalidRequestError, TidePipeError
 from tidepipe_common.limits import MAX_STRUCTURE_BYTES, PIECE_BYTES
+from tidepipe_common.notifier import Notifier
 from tidepipe_common.types.sampling import SamplingParams
 from tidepipe_common.types.structure import Structure
 
@@ -105,3 +109,97 @@ async def test_messages_are_cut_by_their_own_size() -> None:
     assert instance.taken == set(names) and not host.refusals
     assert len(instance.sizes) >= 100 * MAX_STRUCTURE_BYTES // PIECE_BYTES
     assert max(instance.sizes) < PIECE_BYTES + 4096
+
+
+def linked(address: str = "127.0.0.1:1") -> InstanceLink:
+    """To an instance that is not asked what it is."""
+
+    async def admit(facts: object) -> Any:
+        return SimpleNamespace(name="m", dispatcher=SimpleNamespace(directory=SimpleNamespace()))
+
+    announced = InstanceAddress("i", address, "one")
+    link = InstanceLink(announced, "r", lambda: 0.0, admit=admit, changed=Notifier())
+    facts: Any = SimpleNamespace(incarnation="one", hands_over=True)
+    link.facts, link.connected = facts, True
+    return link
+
+
+async def test_a_lender_that_goes_while_it_is_asked_lends_nothing() -> None:
+    """gRPC ends its call as if its caller had been cancelled: but that is the borrower's, which goes on."""
+    asked, server = asyncio.Event(), grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+
+    async def wait(request: bytes, context: object) -> bytes:
+        asked.set()
+        await asyncio.Event().wait()
+        return b""
+
+    calls = {"LendPrefix": grpc.unary_unary_rpc_method_handler(wait)}
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("tidepipe.v1.ControllerService", calls),)
+    )
+    await server.start()
+    lender, goes_on = linked(f"127.0.0.1:{port}"), asyncio.Event()
+    placement = placed("borrower", Host(), SamplingParams(max_tokens=1))
+    placement.ask = lender.lend
+    borrowings = Borrowings(lambda one: goes_on.set(), lambda one: True)
+    borrowings.add(placement)
+    running = asyncio.create_task(borrowings.run())
+    async with asyncio.timeout(30):
+        await asked.wait()
+        await lender.client.close()
+        await goes_on.wait()
+    assert placement.source is None
+    running.cancel()
+    await server.stop(None)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+class Stream:
+    """What an instance tells, message by message."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def read(self) -> Any:
+        return await self.messages.get()
+
+    def cancel(self) -> None:
+        pass
+
+
+async def test_nothing_is_handed_over_while_results_are_asked_for_anew() -> None:
+    """After a gap: an instance ends whatever is not named when its results are asked for."""
+    instance, streams, link = Instance(), [Stream(), Stream()], linked()
+    asked: list[list[str]] = []
+
+    def watch(request: pb.WatchResultsRequest, **_: object) -> Stream:
+        asked.append([one.sequence_id for one in request.positions])
+        return streams[len(asked) - 1]
+
+    stub: Any = SimpleNamespace(SubmitSequences=instance.SubmitSequences, WatchResults=watch)
+    link.client._stub = stub
+    reading = asyncio.create_task(link._watch_results())
+    handing_over = asyncio.create_task(link._handover.run())
+    host, greeting = Host(), pb.WatchResultsResponse(incarnation="one")
+    try:
+        async with asyncio.timeout(30):
+            streams[0].messages.put_nowait(greeting)
+            link.place(placed("a", host, SamplingParams(max_tokens=9)))
+            await until(lambda: "a" in instance.taken)
+            gap = pb.SequenceUpdate(sequence_id="a", token_offset=5, token_ids=[1])
+            streams[0].messages.put_nowait(pb.WatchResultsResponse(updates=[gap]))
+            await until(lambda: len(asked) == 2)
+            link.place(placed("b", host, SamplingParams(max_tokens=9)))
+            await asyncio.sleep(0.1)
+            assert asked == [[], ["a"]] and instance.taken == {"a"}
+            streams[1].messages.put_nowait(greeting)
+            await until(lambda: "b" in instance.taken)
+    finally:
+        reading.cancel()
+        handing_over.cancel()
+        await link.client.close()

@@ -224,6 +224,9 @@ def test_one_alone_is_sent_rather_than_refused(others: int, served: bool) -> Non
     for name in ["one", *(f"other{number}" for number in range(others))]:
         arrived = RequestArrived(request(name, 300, 0.0, expires=0.5, sheds=True))
         assert not scheduler.on(arrived, 0.0)
+    sent: list[int] = []
+    scheduler.demand.sent = lambda tokens, found: sent.append(tokens)  # type: ignore[method-assign]
     actions = scheduler.on(Tick(), 0.5)
     assert [isinstance(action, Route) for action in actions] == [served] * (1 + others)
+    assert sent == [300] * served, "it counts as anybody else who is sent"
     assert not len(scheduler.pending)
