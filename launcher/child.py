@@ -172,6 +172,9 @@ class Child:
                 log.warning("process died, restarting", process=self.name, pid=pid, ended=how_it_ended(code))
                 await self._restart(code)
                 log.info("process is back", process=self.name)
+                if self._renewal is not None and not self._renewal.done():
+                    # Asked for while it was away: this is the new one.
+                    self._renewal.set_result(None)
         finally:
             self._kept = False
             if self._renewal is not None and not self._renewal.done():
@@ -193,7 +196,7 @@ class Child:
             return
         if not self._kept:
             return
-        self._renewal = asyncio.get_running_loop().create_future()
+        renewal = self._renewal = asyncio.get_running_loop().create_future()
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
@@ -202,7 +205,7 @@ class Child:
         except TimeoutError:
             os.killpg(process.pid, signal.SIGKILL)
         try:
-            await self._renewal
+            await renewal
         finally:
             self._renewal = None
 

@@ -71,6 +71,24 @@ async def test_who_is_taken_away_is_not_waited_for(children: list[Child]) -> Non
         await child.renew()
 
 
+async def test_who_is_being_restarted_anyway_is_renewed_by_that(
+    children: list[Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.child.FIRST_RESTART_WAIT_S", 0.3)
+    child = named(children, "steady")
+    await child.start()
+    first = child.pid
+    assert first is not None
+    keeper = asyncio.create_task(child.keep_alive())
+    os.kill(first, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        while not child.restart_count:  # noqa: ASYNC110 (nobody sets an event for a test)
+            await asyncio.sleep(0.01)
+        await child.renew()
+    assert child.pid not in (None, first)
+    keeper.cancel()
+
+
 async def test_a_killed_child_comes_back_at_the_same_address(children: list[Child]) -> None:
     child = named(children, "steady")
     address = await child.start()
