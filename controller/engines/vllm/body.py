@@ -221,14 +221,16 @@ class VllmBody:
 
         def done(step: _Done) -> None:
             if self._epoch_end is verdict and not verdict.given:
-                self._done(step, clock, report)
+                try:
+                    self._done(step, clock, report)
+                except Exception as error:  # here is nobody who could take it
+                    verdict.give(error)
 
         work = _Work(engine, self._plans, _from_thread(loop, done), _from_thread(loop, verdict.give))
         work.start()
         try:
-            await verdict.wait()
-            detail, failed = verdict.detail, verdict.failed_step
-            raise StageLostError(detail, failed, tuple(self._open))
+            lost = await verdict.wait()
+            raise StageLostError(str(lost), lost.failed_step, tuple(self._open))
         finally:
             for stage in self.stages:
                 stage.account.alive = False
@@ -268,8 +270,7 @@ class _Verdict:
     """Why an epoch ends: the first reason counts."""
 
     def __init__(self) -> None:
-        self.detail = ""
-        self.failed_step: int | None = None
+        self._reason: Exception = StageLostError("")
         self._judged = asyncio.Event()
         self._closed = False
 
@@ -278,22 +279,22 @@ class _Verdict:
         """True once it is known, or nobody wants to know any more."""
         return self._closed or self._judged.is_set()
 
-    def give(self, reason: StageLostError | str) -> None:
+    def give(self, reason: Exception | str) -> None:
         """End the epoch."""
-        if self.given:
-            return
-        if isinstance(reason, StageLostError):
-            self.failed_step = reason.failed_step
-        self.detail = str(reason)
-        self._judged.set()
+        if not self.given:
+            self._reason = StageLostError(reason) if isinstance(reason, str) else reason
+            self._judged.set()
 
     def close(self) -> None:
         """Nothing counts from now on."""
         self._closed = True
 
-    async def wait(self) -> None:
-        """Until it is given."""
+    async def wait(self) -> StageLostError:
+        """The reason, once there is one. What is no loss of stages is a defect, and raised."""
         await self._judged.wait()
+        if isinstance(self._reason, StageLostError):
+            return self._reason
+        raise self._reason
 
 
 @dataclass(frozen=True, slots=True)
