@@ -185,7 +185,12 @@ class BatchJobs:
             metadata=metadata,
             owner=caller.owner,
         )
-        record = await self.database.run(lines.create, record)
+        # It counts from now on: others are created while this one is stored.
+        self._jobs[record.id] = _Job(caller.owner)
+        try:
+            record = await self.database.run(lines.create, record)
+        finally:
+            del self._jobs[record.id]
         self._start(record)
         return record
 

@@ -94,6 +94,8 @@ class ResponseRuns:
         self._keyed = keyed
         self._unix_time = unix_time
         self._runs: dict[str, _Run] = {}
+        self._created_bytes = 0
+        """Of requests that are being stored, and do not run yet."""
         self._known = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
 
@@ -138,7 +140,7 @@ class ResponseRuns:
         wanted.check()
         if self._group is None:
             raise UnavailableError("this router is stopping; try another one, or again in a moment")
-        held = sum(run.wanted.bytes_held for run in self._runs.values())
+        held = self._created_bytes + sum(run.wanted.bytes_held for run in self._runs.values())
         if held + wanted.bytes_held > self.limits.held_bytes:
             raise OverloadedError(
                 f"background responses of {held} bytes wait or run already; come again", store.RETRY_MS
@@ -157,8 +159,13 @@ class ResponseRuns:
             "ttft_ms": wanted.ttft_ms,
             "tpot_ms": wanted.tpot_ms,
         }
-        one = await beside(wanted.bytes_held, partial(stored, head, items, wanted.owner, request=request))
-        if not await self.database.run(store.begin, one, self.limits):
+        self._created_bytes += wanted.bytes_held
+        try:
+            one = await beside(wanted.bytes_held, partial(stored, head, items, wanted.owner, request=request))
+            begun = await self.database.run(store.begin, one, self.limits)
+        finally:
+            self._created_bytes -= wanted.bytes_held
+        if not begun:
             there = await self.database.run(store.get, one.id, Caller(wanted.owner))
             return await beside(there.size, there.body)
         self._start(_Run(head, dataclasses.replace(wanted, background=True)))

@@ -71,9 +71,9 @@ class FileEndpoints:
         if owner and self._uploads[owner] >= MAX_UPLOADS_OF_ONE:
             raise OverloadedError(f"{MAX_UPLOADS_OF_ONE} of your files are coming in already; try again")
         size = count(request.headers.get("content-length", "0"), 1 << 62) or 0
-        await self._database.run(self._database.limits.check_room, max(0, size - _FORM_OVERHEAD), owner)
         self._uploads[owner] += 1
         try:
+            await self._database.run(self._database.limits.check_room, max(0, size - _FORM_OVERHEAD), owner)
             return await self._upload(request)
         finally:
             self._uploads[owner] -= 1

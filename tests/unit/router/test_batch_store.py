@@ -35,6 +35,7 @@ from tidepipe_common.errors import (
     ConfigError,
     InvalidRequestError,
     NotFoundError,
+    OverloadedError,
     StorageBrokenError,
     StorageError,
 )
@@ -336,6 +337,23 @@ async def test_a_batch_whose_store_is_broken_fails_with_a_sentence(
     assert "no such column" in batch.errors[0]["message"]
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_of_batches_that_are_created_together_no_more_are_taken_than_may_be(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.batches.jobs.MAX_UNFINISHED", 2)
+
+    async def answer(item: BatchItem, reading: Reading) -> dict[str, object]:
+        return {"text": "there"}
+
+    await database.run(files.begin, record("f"))
+    await database.run(files.append, "f", 0, b"{}")
+    await database.run(files.complete, "f", 1)
+    jobs = BatchJobs(database, answer, lambda: 0.0, concurrency=2)
+    creating = [jobs.create("/v1/completions", "f", 1, None) for _ in range(5)]
+    made = await asyncio.gather(*creating, return_exceptions=True)
+    assert sum(isinstance(one, OverloadedError) for one in made) == 3
 
 
 def test_names_of_files_lead_nowhere() -> None:
