@@ -172,14 +172,10 @@ class Child:
                 log.warning("process died, restarting", process=self.name, pid=pid, ended=how_it_ended(code))
                 await self._restart(code)
                 log.info("process is back", process=self.name)
-                if self._renewal is not None and not self._renewal.done():
-                    # Asked for while it was away: this is the new one.
-                    self._renewal.set_result(None)
+                self._renewed()  # if that was asked for while it was away
         finally:
             self._kept = False
-            if self._renewal is not None and not self._renewal.done():
-                # It is taken away meanwhile: there will be no new process to wait for.
-                self._renewal.set_result(None)
+            self._renewed()  # it is taken away: there will be no new process to wait for
 
     async def renew(self) -> None:
         """A new process, of the program as it is on the disk now; the present one ends in order.
@@ -208,6 +204,11 @@ class Child:
             await renewal
         finally:
             self._renewal = None
+
+    def _renewed(self) -> None:
+        """Who waits in `renew` does so no longer."""
+        if self._renewal is not None and not self._renewal.done():
+            self._renewal.set_result(None)
 
     async def _start_anew(self, renewal: asyncio.Future[None]) -> None:
         """In `keep_alive`, for who waits in `renew`."""
