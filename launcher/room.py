@@ -1,4 +1,4 @@
-"""How many instances this machine holds."""
+"""The room of this machine, in instances."""
 
 from __future__ import annotations
 

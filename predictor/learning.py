@@ -1,4 +1,4 @@
-"""Keeps the newest answers, and trains a challenger of the champion whenever enough new ones have come."""
+"""The window of newest answers, and the training of a challenger whenever enough new ones have come."""
 
 from __future__ import annotations
 

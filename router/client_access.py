@@ -1,4 +1,4 @@
-"""How the router tells its clients apart."""
+"""The router's clients, told apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How equal the steps are that are in the pipeline together."""
+"""The balance of steps that are in the pipeline together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a simulated run leaves behind."""
+"""The record of a simulated run."""
 
 from __future__ import annotations
 

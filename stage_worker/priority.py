@@ -1,4 +1,4 @@
-"""How the compute thread shares a core with the threads and processes that pass messages."""
+"""The priority of the compute thread beside the threads and processes that pass messages."""
 
 from __future__ import annotations
 

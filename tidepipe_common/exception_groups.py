@@ -1,4 +1,4 @@
-"""What is in an exception group.
+"""The errors in an exception group.
 
 `except*` is for catching only: what is raised inside of it, CPython 3.11.0 to 3.11.3 wrap into a group, which
 nobody catches by its own type. So: collect the errors there, and raise after the block.

@@ -1,4 +1,4 @@
-"""When requests come, and how long they are."""
+"""Arrivals of requests: their times, and their lengths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ControllerService says for every kind of instance: sequences go in, results and reports come out."""
+"""ControllerService for every kind of instance: sequences go in, results and reports come out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an instance has been doing lately: busy shares, switches, forecast errors, all steps of a while."""
+"""The recorder of an instance's latest activity: busy shares, switches, forecast errors, steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the core wants done."""
+"""The actions of the scheduler: what it wants done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waiting sequences have in common: the first of them computes it, the others will find it."""
+"""The prefixes that waiting sequences share: the first of them computes one, the others will find it."""
 
 from __future__ import annotations
 

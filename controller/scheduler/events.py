@@ -1,4 +1,4 @@
-"""What the core hears."""
+"""The events of the scheduler: what it hears."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many more output tokens a sequence is expected to have: predictions, and what was seen here."""
+"""The expected output of a sequence, in tokens still to come: by predictions, and by what was seen here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether KV blocks of another instance are fetched, or what is in them is computed."""
+"""The rule that weighs fetching KV blocks of another instance against computing what is in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much KV memory the admitted sequences will need, kept up to date (TD-Pipe, AI-based greedy prefill).
+"""The forecast of the KV memory that admitted sequences will need (TD-Pipe, AI-based greedy prefill).
 
 The published code samples a fixed list of horizons (5, 8, 16, .. 4096 decode steps) anew at each decision.
 Here time is a grid of decode steps, and each sequence is a contribution that is added once and subtracted

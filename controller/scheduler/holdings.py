@@ -1,4 +1,4 @@
-"""What routers are told of the KV blocks that can be found here: bounded, and as differences."""
+"""The account of findable KV blocks that routers are told: bounded, and as differences."""
 
 from __future__ import annotations
 

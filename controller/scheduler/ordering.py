@@ -1,4 +1,4 @@
-"""In which order waiting sequences are admitted when their lengths are predicted."""
+"""The order of admission of waiting sequences whose lengths are predicted."""
 
 from __future__ import annotations
 

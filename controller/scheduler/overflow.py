@@ -1,4 +1,4 @@
-"""How often memory may run out: the share of it that admission leaves free for unexpected lengths."""
+"""The margin of KV memory that admission leaves free, so that it runs out as often as it may."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether sequences go on elsewhere as soon as their prompts are done, as an instance sees it itself.
+"""An instance's own guess whether its sequences go on elsewhere as soon as their prompts are done.
 
 Where they do, a new one is not given a row in the next step: that step is long, for prompts are in it, and
 the sequence would be taken along until its end, while its blocks could be on their way. So its second token

@@ -1,4 +1,4 @@
-"""How long each stage has been at its oldest step, and when that is too long to be slowness (decision 027).
+"""The watch over steps in flight: each stage's time at its oldest one, and its limit (decision 027).
 
 A stage that hangs still sends signs of life: they come from another thread than the one that computes. So its
 controller compares the time since the step could begin with what it should take. All it needs is what it has

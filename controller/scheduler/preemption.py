@@ -1,4 +1,4 @@
-"""Who loses its KV blocks when they run out: it will be recomputed."""
+"""The choice of who is preempted when KV blocks run out, and will be recomputed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What routing needs to know of an instance, from its scheduler. Ages and durations, no times."""
+"""The report of an instance to routers, taken from its scheduler: ages and durations, no times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the scheduler and its policy share about one pipeline: sequences, memory, batches, steps in flight."""
+"""The state of one pipeline, shared by scheduler and policy: sequences, memory, batches, steps in flight."""
 
 from __future__ import annotations
 

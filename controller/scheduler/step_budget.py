@@ -1,4 +1,4 @@
-"""How many prompt tokens the next step carries when sequences have latency targets.
+"""The budget of prompt tokens of the next step, where sequences have latency targets.
 
 One rule for the live scheduler and for virtual time. Among the sizes that are worth having it takes the one
 at which the fewest sequences are expected to miss a target if all steps were so large from now on. So

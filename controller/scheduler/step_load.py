@@ -1,4 +1,4 @@
-"""What an instance has to do, as the rule for the size of steps needs to know it (`step_budget.py`)."""
+"""The load of an instance, as the budget of its steps is chosen by (`step_budget.py`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a decode phase ends: rules as values. Each sees numbers and answers with a verdict and its reason."""
+"""Rules for the end of a decode phase, as values: of numbers each makes a verdict and its reason."""
 
 from __future__ import annotations
 

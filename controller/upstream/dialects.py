@@ -1,4 +1,4 @@
-"""How servers are asked to go on from token ids, and what their answers mean. No I/O.
+"""The dialects of servers: how each is asked to go on from token ids, and read. No I/O.
 
 A dialect that tells token ids loses nothing; one that tells text alone has it tokenized again, and what such
 a server began cannot be continued elsewhere as it would have gone on.

@@ -1,4 +1,4 @@
-"""How fast a server is, as far as can be seen from outside: what routing predicts by. No I/O."""
+"""The pace of a server, as far as it is seen from outside: what routing predicts by. No I/O."""
 
 from __future__ import annotations
 

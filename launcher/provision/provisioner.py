@@ -1,4 +1,4 @@
-"""What every provisioner does."""
+"""The protocol of provisioners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good predictions were: coverage, pinball loss, errors of single answers and of sums."""
+"""Figures of merit of predictions: coverage, pinball loss, errors of single answers and of sums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads finished answers from JSON lines: {"prompt": .., "output_tokens": n, ..}."""
+"""The reader of finished answers in JSON lines: {"prompt": .., "output_tokens": n, ..}."""
 
 from __future__ import annotations
 

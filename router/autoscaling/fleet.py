@@ -1,4 +1,4 @@
-"""Carries scaling out: starts instances, drains those that leave and has them stopped."""
+"""The fleet of one model: instances that are started, drained and stopped as scaling wants it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers one line of a batch through the router's own request table."""
+"""The answering of one line of a batch, through the router's own request table."""
 
 from __future__ import annotations
 

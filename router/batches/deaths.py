@@ -1,4 +1,4 @@
-"""What was under way whenever a router died, on the disk: no line kills each router that takes it up.
+"""The record of what was under way whenever a router died: no line kills each router that takes it up.
 
 A line is read (checked, tokenized), which takes moments and is the router's own work, and then answered,
 which takes long and is the instances'. Decision 038 says what its deaths in either mean.

@@ -1,4 +1,4 @@
-"""Reads a batch's input file into lines, or says what is wrong with it."""
+"""The intake of a batch: its input file becomes lines, or is refused in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs batches: takes their input in, answers their lines, finishes them, and goes on after a restart."""
+"""The batches of a router at work: taken in, answered, finished, gone on with after a restart."""
 
 from __future__ import annotations
 

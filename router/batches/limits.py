@@ -1,4 +1,4 @@
-"""How much is kept of files, and how long."""
+"""Limits of stored files, in bytes and in days."""
 
 from __future__ import annotations
 

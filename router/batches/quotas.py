@@ -1,4 +1,4 @@
-"""What each owner may store: files, batches and responses together, in bytes and in number."""
+"""Quotas of what each owner may store: files, batches and responses, in bytes and in number."""
 
 from __future__ import annotations
 

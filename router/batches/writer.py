@@ -1,4 +1,4 @@
-"""Writes what batches do: what comes while a transaction runs goes into the next one together."""
+"""The writer of batches to the disk: what comes while a transaction runs goes into the next one together."""
 
 from __future__ import annotations
 

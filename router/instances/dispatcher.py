@@ -1,4 +1,4 @@
-"""Drives the routing core: sequences and reports in, hand-overs to instances out."""
+"""The driver of the routing scheduler: sequences and reports in, hand-overs to instances out."""
 
 from __future__ import annotations
 

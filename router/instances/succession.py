@@ -1,4 +1,4 @@
-"""What a router learns of instances from the one that it succeeds, and later from its own successor."""
+"""Knowledge of instances that passes between a router and its successor."""
 
 from __future__ import annotations
 

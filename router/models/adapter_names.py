@@ -1,4 +1,4 @@
-"""What the adapters (LoRA) of one model are called: which content a name means."""
+"""Names of the adapters (LoRA) of one model, and the content that each means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the models of a router, each with a scheduler of its own, by the router's settings."""
+"""The maker of a router's models, each with a scheduler of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns a client's request into sequences of token ids, or says why it cannot be answered."""
+"""The admission of requests: each becomes sequences of token ids, or is refused in words."""
 
 from __future__ import annotations
 

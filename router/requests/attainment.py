@@ -1,4 +1,4 @@
-"""How many answers kept the latency that they were promised."""
+"""SLO attainment: the share of answers that kept the latency that they were promised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured of requests, as they see it."""
+"""The meters of requests: latencies and ends, as clients see them."""
 
 from __future__ import annotations
 

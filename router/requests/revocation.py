@@ -1,4 +1,4 @@
-"""Ends what runs for API keys that were revoked or have expired."""
+"""The end of whatever runs for API keys that were revoked or have expired."""
 
 from __future__ import annotations
 

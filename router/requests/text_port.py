@@ -1,4 +1,4 @@
-"""What requests need of the model's text processing; `router.text` provides it."""
+"""The protocol of a model's text processing, as requests need it; `router.text` implements it."""
 
 from __future__ import annotations
 

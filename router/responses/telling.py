@@ -1,4 +1,4 @@
-"""Tells pieces of an answer as events, beside the event loop if they are large."""
+"""The telling of an answer's pieces as events, beside the event loop if they are large."""
 
 from __future__ import annotations
 

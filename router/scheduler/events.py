@@ -1,4 +1,4 @@
-"""What the overall scheduler hears, and what it wants done."""
+"""Events and actions of the routing scheduler: what it hears, and what it wants done."""
 
 from __future__ import annotations
 

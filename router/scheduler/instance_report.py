@@ -1,4 +1,4 @@
-"""What an instance says of itself: its phase, the prefill window, slack, and memory."""
+"""The report of an instance, as routing reads it: phase, prefill window, slack, memory."""
 
 from __future__ import annotations
 

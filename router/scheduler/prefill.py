@@ -1,4 +1,4 @@
-"""How long prompts will take to compute, from the same cost model that the instance plans with."""
+"""The predicted prefill time of an instance, by the cost model that it plans with itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an instance will find in its KV memory of a prompt, as far as a router can know."""
+"""The index of prefixes that an instance holds or will hold, as far as a router can know."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who cannot be served in time is refused as soon as that is known, not when it is too late.
+"""Load shedding: who cannot be served in time is refused as soon as that is known.
 
 Under overload a first-come queue grows until every request in it has waited as long as it may: those that
 are served then are late, all of them. So a request waits for a share of its TTFT target at most (the rest

@@ -1,4 +1,4 @@
-"""What an instance bears in its steady state: one model for scaling, for roles, and for the fluid bound.
+"""The steady-state model of an instance, and what it bears: for scaling, roles and the fluid bound.
 
 Requests come evenly, and all rounds are alike: a token for each that decodes, and as many prompt tokens as
 come in a round. With d sequences per second of o output tokens each, rounds of t seconds have d o t decode

@@ -1,4 +1,4 @@
-"""Where a request goes on that brings its KV blocks along: nothing is to be computed, only memory counts."""
+"""The choice of an instance for a request that brings its KV blocks along: only memory counts."""
 
 from __future__ import annotations
 

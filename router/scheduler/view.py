@@ -1,4 +1,4 @@
-"""What the macro scheduler knows of one instance: its last report, and what was sent there since."""
+"""The router's view of one instance: its last report, and what was sent there since."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns output tokens into text as they come, whole characters only.
+"""The incremental detokenizer: output tokens become text as they come, whole characters only.
 
 All pieces together are exactly what the tokenizer's own `decode` makes of all tokens at once.
 """

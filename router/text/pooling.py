@@ -1,4 +1,4 @@
-"""How a model's hidden states become the vector of a text."""
+"""The pooling of a model's hidden states into the vector of a text."""
 
 from __future__ import annotations
 

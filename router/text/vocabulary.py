@@ -1,4 +1,4 @@
-"""What each token id stands for, so that text can be put together token by token.
+"""The bytes that each token id stands for, so that text can be put together token by token.
 
 Decoders of language models treat each token by itself, apart from three rules: the bytes of one character may
 be spread over tokens, a run of byte tokens that is not UTF-8 becomes one replacement character per byte, and

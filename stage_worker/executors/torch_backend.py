@@ -1,4 +1,4 @@
-"""Makes PyTorch executors: opens the checkpoint, loads a stage's layers, makes its KV pool."""
+"""The maker of PyTorch executors: a checkpoint that is opened, a stage's layers, its KV pool."""
 
 from __future__ import annotations
 

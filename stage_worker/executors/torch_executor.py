@@ -1,4 +1,4 @@
-"""Computes the steps of one stage with PyTorch."""
+"""The executor of one stage's steps with PyTorch."""
 
 from __future__ import annotations
 

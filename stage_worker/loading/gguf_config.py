@@ -1,4 +1,4 @@
-"""Reads a GGUF header into a ModelSpec."""
+"""The reader of a GGUF header: a ModelSpec."""
 
 from __future__ import annotations
 

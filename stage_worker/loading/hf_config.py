@@ -1,4 +1,4 @@
-"""Reads a Hugging Face config.json into a ModelSpec, without transformers (slow to import, and large)."""
+"""The reader of a Hugging Face config.json: a ModelSpec, without transformers (slow to import, and large)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loads one stage's share of a checkpoint, tensor by tensor, straight into its fused weights."""
+"""The loading of one stage's share of a checkpoint, tensor by tensor, straight into its fused weights."""
 
 from __future__ import annotations
 

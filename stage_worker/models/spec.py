@@ -1,4 +1,4 @@
-"""What the forward pass must know about a model, whatever file it came from."""
+"""The specification of a model: what its forward pass must know, whatever file it came from."""
 
 from __future__ import annotations
 

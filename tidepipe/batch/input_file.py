@@ -1,4 +1,4 @@
-"""Reads a batch file line by line, as bytes: whatever a line holds, the others are not affected."""
+"""The reader of a batch file, line by line, as bytes: whatever a line holds, the others are not affected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a batch: bounded, durable, in any order; the output has the order of the input."""
+"""The run of a batch file: bounded, durable, in any order; the output has the order of the input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the exit code of `tidepipe` says."""
+"""Exit codes of `tidepipe`, and what each says."""
 
 from __future__ import annotations
 

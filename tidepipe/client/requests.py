@@ -1,4 +1,4 @@
-"""Turns what a caller gives into the request that travels."""
+"""The request that travels, made of what a caller gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Takes connections in: as many as there is room for, and never one that keeps others out.
+"""The acceptor of connections: as many as there is room for, and never one that keeps others out.
 
 uvicorn leaves that to asyncio, which counts nothing: connections that are in their handshake are no
 protocol's yet. So they are accepted here, one by one.

@@ -1,4 +1,4 @@
-"""What steps cost, learned from their times alone: for devices of which nobody has a profile."""
+"""A step cost that is learned from times alone: for devices of which nobody has a profile."""
 
 from __future__ import annotations
 

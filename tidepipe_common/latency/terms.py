@@ -1,4 +1,4 @@
-"""What a step costs beside its matrix products: attention, rows, the LM head, a fixed part."""
+"""The terms of a step's cost beside its matrix products: attention, rows, the LM head, a fixed part."""
 
 from __future__ import annotations
 

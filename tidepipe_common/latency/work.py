@@ -1,4 +1,4 @@
-"""What a step computes, in the numbers that its time depends on."""
+"""The work of a step, in the numbers that its time depends on."""
 
 from __future__ import annotations
 

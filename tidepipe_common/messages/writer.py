@@ -1,4 +1,4 @@
-"""Says a message: an answer's parts become blocks, whole or as the events of a stream."""
+"""The writer of messages: an answer's parts become blocks, whole or as the events of a stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells one answer as a response, piece by piece as it comes."""
+"""The telling of one answer as a response, piece by piece as it comes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Says a response: an answer's parts become the events of a stream, and the body that it ends with."""
+"""The writer of responses: an answer's parts become the events of a stream, and the body at its end."""
 
 from __future__ import annotations
 

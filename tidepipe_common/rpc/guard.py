@@ -1,4 +1,4 @@
-"""Lets calls in by the rules of `tidepipe_common.security.principals`."""
+"""The guard of a gRPC server: calls are let in by the rules of `tidepipe_common.security.principals`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens around every call that a server takes: it is let in or refused, timed, its errors mapped."""
+"""The interceptor around every call that a server takes: let in or refused, timed, its errors mapped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a service process lives: announces itself, drains on SIGTERM, ends with its parent.
+"""The life of a service process: it announces itself, drains on SIGTERM, ends with its parent.
 
 The process that starts a service may pass a pipe in TIDEPIPE_READY_FD and gets one JSON line on it:
 {"ready": "HOST:PORT", "metrics": "HOST:PORT or empty"} or {"failed": "why", "settings": whether it is the

@@ -1,4 +1,4 @@
-"""Keeps the instance's lease at its router."""
+"""The registration of an instance at its router, and the renewal of its lease."""
 
 from __future__ import annotations
 

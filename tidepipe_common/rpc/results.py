@@ -1,4 +1,4 @@
-"""What routers are told: tokens and ends of their sequences, coalesced, resumable, bounded.
+"""The hub of results for routers: tokens and ends of their sequences, coalesced, resumable, bounded.
 
 `ResultsHub` keeps the output of each sequence in a `Record`, and per router a `Mailbox` of what is to tell;
 `stream_results` answers ControllerService.WatchResults from them.

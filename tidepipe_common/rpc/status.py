@@ -1,4 +1,4 @@
-"""How errors travel: TidePipe errors to gRPC statuses at the server, and back at the client."""
+"""The way of errors over gRPC: TidePipe errors to statuses at the server, and back at the client."""
 
 from __future__ import annotations
 

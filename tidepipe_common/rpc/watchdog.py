@@ -1,4 +1,4 @@
-"""Ends a process whose event loop is blocked: it answers nobody, and nobody else may notice for long.
+"""The watchdog of an event loop: a process whose loop is blocked answers nobody, and is ended.
 
 The clock is a thread of the interpreter's own that needs no lock of Python's, so C code that never gives the
 lock back is noticed as well. It writes where every thread is to the log; whoever keeps the process alive

@@ -1,4 +1,4 @@
-"""Lets the owners of API keys in, within each key's limits; shared by the gRPC and the HTTP surface.
+"""The access of API keys, within each key's limits; shared by the gRPC and the HTTP surface.
 
 A call is let in at the door (`enter`); the work that it asks for is counted where it begins (`begin`) until
 it ends, whoever waits for it: by answers at a time, and by tokens.

@@ -1,4 +1,4 @@
-"""What a controller asks of its stages in one step, and what comes back (domain types, no protobuf).
+"""The plan of one step, as a controller asks it of its stages, and its report (domain types, no protobuf).
 
 A plan is sent to every stage of the pipeline. Only changes travel: stages keep each sequence's block table.
 """

@@ -1,4 +1,4 @@
-"""How the tokens of a request are chosen, and why its output ends (domain types, no protobuf)."""
+"""Sampling parameters of a request, and reasons for the end of its output (domain types, no protobuf)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is sent, and when."""
+"""The requests of a load, and their times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sends a load and searches for the rate that a server bears."""
+"""The run of a load, and the search for the rate that a server bears."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What policies have in common whose micro-batches carry prompts and decode rows alike."""
+"""The base of policies whose micro-batches carry prompts and decode rows alike."""
 
 from __future__ import annotations
 

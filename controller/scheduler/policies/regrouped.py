@@ -1,4 +1,4 @@
-"""What policies have in common that form every step anew, of whoever is not in flight."""
+"""The base of policies that form every step anew, of whoever is not in flight."""
 
 from __future__ import annotations
 

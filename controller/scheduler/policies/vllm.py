@@ -1,4 +1,4 @@
-"""What vLLM's own scheduler does with a pipeline, as a baseline: `docs/decisions/050-rivals-as-policies.md`.
+"""vLLM's own scheduling of a pipeline, as a baseline: `docs/decisions/050-rivals-as-policies.md`.
 
 One line of running sequences, oldest first, and one budget of tokens: each step takes whoever of them is not
 in flight, then prompts. Nothing evens the steps out: who met in one stays together.

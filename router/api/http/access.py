@@ -1,4 +1,4 @@
-"""Who may do what at the HTTP door, and whose call it is; rules: `tidepipe_common.security.principals`."""
+"""Access at the HTTP door, and whose call it is; rules: `tidepipe_common.security.principals`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes from an HTTP client: its body, bounded and strictly JSON, and that it has gone."""
+"""The body of an HTTP request, bounded and strictly JSON; and the end of its connection."""
 
 from __future__ import annotations
 

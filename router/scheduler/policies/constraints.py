@@ -1,4 +1,4 @@
-"""May a request go to this instance now, so that it and those already there keep their targets?"""
+"""Constraints on sending a request to an instance: it and those already there keep their targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiles the C kernels at first use, and keeps the result in TidePipe's cache folder.
+"""The build of the C kernels: compiled at first use, and kept in TidePipe's cache folder.
 
 A machine without a compiler, such as a container, can be given a folder of kernels that `prebuild` made, in
 the environment variable TIDEPIPE_KERNELS.

@@ -1,4 +1,4 @@
-"""Loads the compiled kernels, and splits their work over threads."""
+"""The library of compiled kernels, whose work is split over threads."""
 
 from __future__ import annotations
 
