@@ -102,7 +102,7 @@ class InstanceRegistry:
             entry.link.lease_valid = True
             self._changed.notify_all()
             return
-        if len(self._entries) >= MAX_INSTANCES:
+        if entry is None and len(self._entries) + len(self._joining) >= MAX_INSTANCES:
             raise OverloadedError(f"this router has {MAX_INSTANCES} instances already", 10_000)
         self._joining.add(name)
         try:
