@@ -1,4 +1,4 @@
-"""Everything that docs/results/predictor.md shows, from one file of answers.
+"""How good a model of lengths is, from one file of answers: calibration, drift, cost, worth in virtual time.
 
     python -m bench.predictor_data PROMPTS.jsonl bench/data/smollm2-135m-lengths.csv -o DATA.jsonl
     python -m bench.predictor_report DATA.jsonl -o results/ [--profile L20_LLAMA2_13B.csv]
