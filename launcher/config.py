@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.regular_files import open_file
 from tidepipe_common.settings.cluster import ClusterConfig
-from tidepipe_common.settings.definition import refusal
+from tidepipe_common.settings.definition import refusal, settings_of
 
 __all__ = ["ClusterConfig", "load_config"]
 
@@ -28,12 +28,13 @@ def load_config(
     settings = {**(defaults or {}), **(_read(file) if file else {})}
     settings |= {name: value for name, value in flags.items() if value is not None}
     if "model" not in settings:
-        raise ConfigError("no model given; name one with --model")
+        raise ConfigError("no model given; name one with --model (`tidepipe model list` says which are here)")
     try:
         config = ClusterConfig.model_validate(settings)
     except ValidationError as error:
         where = f" (in {file} or as a flag)" if file else ""
-        raise ConfigError(f"{refusal(error, ClusterConfig)}{where}") from error
+        called = {} if file else {name: one.flag for name, one in settings_of(ClusterConfig).items()}
+        raise ConfigError(f"{refusal(error, ClusterConfig, called)}{where}") from error
     _check_policy_settings(config)
     _check_profile(config)
     return config
@@ -61,7 +62,7 @@ def _check_profile(config: ClusterConfig) -> None:
 
 def _check_policy_settings(config: ClusterConfig) -> None:
     if config.prefill_policy_settings and not config.prefill_instances:
-        raise ConfigError("prefill_policy_settings: say of how many instances with --prefill-instances")
+        raise ConfigError("--prefill-policy-settings: say of how many instances with --prefill-instances")
     for name in ("policy_settings", "prefill_policy_settings"):
         if settings := getattr(config, name):
             # Late: what only names a cluster need not load the scheduler.
@@ -70,4 +71,4 @@ def _check_policy_settings(config: ClusterConfig) -> None:
             try:
                 parse_knobs(settings, config.policy)
             except ConfigError as error:
-                raise ConfigError(f"{name}: {error}") from error
+                raise ConfigError(f"--{name.replace('_', '-')}: {error}") from error

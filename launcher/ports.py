@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+from collections import deque
 
 from tidepipe_common.errors import ConfigError
 
@@ -11,6 +12,10 @@ from tidepipe_common.errors import ConfigError
 # restarted does not find its port taken by somebody's connection.
 _CANDIDATES = range(20_000, 32_000)
 _TRIES = 200
+
+_GIVEN: deque[socket.socket] = deque(maxlen=256)
+"""What keeps a port that was found free for the service that will listen on it, once it has started: other
+clusters that start meanwhile, and this one's next service, look for free ports, too."""
 
 
 def choose_port(host: str, wanted: int) -> int:
@@ -26,14 +31,26 @@ def choose_port(host: str, wanted: int) -> int:
     for _ in range(_TRIES):
         port = random.choice(_CANDIDATES)
         reason = _why_not(host, port)
-        if not reason:
+        if not reason and _keep(port):
             return port
-    raise ConfigError(f"found no free port on {host}: {reason}")
+    raise ConfigError(f"found no free port on {host}: {reason}; --host must be an address of this machine")
 
 
 def join(host: str, port: int) -> str:
     """HOST:PORT; IPv6 addresses get their brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _keep(port: int) -> bool:
+    """False if it was given out already. Names like this end with the process, and are the network's own."""
+    name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        name.bind(f"\0tidepipe port {port}")
+    except OSError:
+        name.close()
+        return False
+    _GIVEN.append(name)
+    return True
 
 
 def _why_not(host: str, port: int) -> str:

@@ -14,6 +14,7 @@ from launcher.devices import device_fault
 from tidepipe_common.adapter_config import read_adapter_config
 from tidepipe_common.errors import ConfigError, ModelError
 from tidepipe_common.http.site import sites
+from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.regular_files import check_writable
 from tidepipe_common.settings.adapters import parse_adapters
 from tidepipe_common.settings.offload import parse_offload
@@ -22,6 +23,8 @@ from tidepipe_common.settings.offload import parse_offload
 def check_settings(config: ClusterConfig) -> None:
     """ConfigError or ModelError for names, places, devices and adapters that cannot be used as they are."""
     sites(config.allow_host, config.allow_origin).check()
+    if config.hardware is not None:
+        hardware(config.hardware)
     if config.provisioner != "local":
         return  # what the other machines have is seen there
     if config.data_dir is not None:

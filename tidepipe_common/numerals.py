@@ -45,10 +45,10 @@ def decimal(text: str) -> float | None:
 
 
 def host_and_port(address: str) -> tuple[str, int] | None:
-    """Of HOST:PORT, port 0 included; None if it is something else."""
+    """Of HOST:PORT, port 0 included; None if it is something else, such as a URL."""
     host, _, text = address.rpartition(":")
     port = count(text, 65_535)
-    return None if not host or port is None else (host, port)
+    return None if not host or "/" in host or port is None else (host, port)
 
 
 @dataclass(frozen=True, slots=True)

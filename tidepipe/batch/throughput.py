@@ -42,7 +42,10 @@ def read_workload(path: Path) -> list[WorkloadItem]:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, problem["loc"]))
-        raise ConfigError(f"{path}: entry {where or 'list'}: {problem['msg']}") from error
+        at = f"entry {where}: " if where else ""
+        raise ConfigError(
+            f'{path}: {at}{problem["msg"]}; a workload is a list of {{"prompt": [token ids], "out": N}}'
+        ) from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
     if not items:

@@ -10,7 +10,7 @@ import typer
 
 from tidepipe.cli.client_options import client_options
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
-from tidepipe.cli.options import Arrivals, AsJson, Attainment, MaxTotal, WorkloadSource
+from tidepipe.cli.options import Arrivals, AsJson, Attainment, MaxTotal, WorkloadSource, refuse_given
 from tidepipe.cli.run import run
 from tidepipe_common.numerals import NumberRange
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 @client_options
 def serve(
+    context: typer.Context,
     workload: WorkloadSource,
     endpoint: Annotated[
         str | None, typer.Option("--endpoint", metavar="HOST:PORT", help="A TidePipe router, over gRPC.")
@@ -89,7 +90,16 @@ def serve(
 
     Example: `tidepipe bench serve --url http://127.0.0.1:8080 --workload sharegpt-like --rate 1 --seconds 30`
     """
-    run(_serve(dict(locals())))
+    given = {name: value for name, value in locals().items() if name != "context"}
+    if endpoint is not None:
+        refuse_given(context, ("model", "bearer", "extra_body"), "is for --url: leave it out with --endpoint")
+    if search:
+        refuse_given(context, ("rates",), "and --find-goodput do not go together: a search begins at --rate")
+    else:
+        refuse_given(context, ("precision",), "is for --find-goodput: give both")
+    if requests is not None:
+        refuse_given(context, ("seconds",), "and --requests do not go together: each says how long a run is")
+    run(_serve(given))
 
 
 async def _serve(given: dict[str, Any]) -> int:
@@ -185,9 +195,10 @@ def _print_run(one: Figures) -> None:
     failed = f", {one.failed} failed ({one.first_error})" if one.failed else ""
     print(
         f"{one.rate:.3g} req/s: {one.attainment:.1%} within both targets "
-        f"({one.attainment_switch_wait:.1%} with phase-switch wait); TTFT p50/p90 {both(one.ttft_ms)}, "
-        f"TPOT {both(one.tpot_ms)}, ITL {both(one.itl_ms)}; {one.completed}/{one.requests} answered"
-        f"{refused}{failed}; {one.output_tokens_per_s:.1f} output tokens/s",
+        f"({one.attainment_switch_wait:.1%} with phase-switch wait)\n"
+        f"  TTFT p50/p90 {both(one.ttft_ms)}, TPOT {both(one.tpot_ms)}, ITL {both(one.itl_ms)}\n"
+        f"  {one.output_tokens_per_s:.1f} output tokens/s; {one.completed}/{one.requests} answered"
+        f"{refused}{failed}",
         flush=True,
     )
 

@@ -12,7 +12,7 @@ from tidepipe_common.settings.defaults import CERTIFICATE_DAYS
 
 certs_app = typer.Typer(help="Make and renew certificates for mutual TLS.", no_args_is_help=True)
 
-_Days = Annotated[float, typer.Option("--days", max=36_500.0, help="Days until they expire.")]
+_Days = Annotated[float, typer.Option("--days", min=0.001, max=36_500.0, help="Days until they expire.")]
 
 
 @certs_app.callback()

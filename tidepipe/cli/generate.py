@@ -12,9 +12,10 @@ from tidepipe.cli.client_options import client_options
 from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.numbers import number
-from tidepipe.cli.options import Endpoint
+from tidepipe.cli.options import Endpoint, refuse_given
 from tidepipe.cli.run import run
 from tidepipe_common.dialects import Thought
+from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.numerals import NumberRange
 from tidepipe_common.text.text import on_terminal
 
@@ -29,6 +30,7 @@ _DIM, _USUAL = "\x1b[2m", "\x1b[22m"
 
 @client_options
 def generate(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What to answer; - reads it from stdin.")],
     endpoint: Endpoint,
     chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Use the model's chat template.")] = True,
@@ -53,19 +55,32 @@ def generate(
 
     Example: `tidepipe generate "Why is the sea salty?" --endpoint 127.0.0.1:7070`
     """
-    text = sys.stdin.read() if prompt == "-" else prompt
+    if not chat:
+        refuse_given(context, ("system",), "is a message of a chat: leave it or --no-chat out")
+    text = _from_stdin() if prompt == "-" else prompt
     ends = time.monotonic() + timeout
-    parameters = {
+    parameters: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
         "seed": seed,
         "stop": stop or (),
-        "model": model,
     }
+    # Late, as below; and before anything is waited for.
+    from tidepipe.client.requests import make_sampling
+
+    make_sampling(None, parameters)
+    parameters["model"] = model
     turns = [{"role": "system", "content": system}] if system else []
     run(_stream(endpoint, [*turns, {"role": "user", "content": text}] if chat else text, parameters, ends))
+
+
+def _from_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidRequestError("the prompt on stdin is not text in UTF-8; convert it first") from None
 
 
 def _shown(event: StreamEvent) -> str:

@@ -59,7 +59,8 @@ def add(
         list[str] | None, typer.Option("--role", help=f"{', '.join(KEY_ROLES)}; repeatable.")
     ] = None,
     days: Annotated[
-        float | None, typer.Option("--days", max=36_500.0, help="Days until it expires. Default: never.")
+        float | None,
+        typer.Option("--days", min=0.001, max=36_500.0, help="Days until it expires. Default: never."),
     ] = None,
     rate: Rate = None,
     concurrent: Concurrent = None,

@@ -6,6 +6,7 @@ import errno
 import inspect
 import io
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -42,6 +43,8 @@ _NO_ACCESS = (
     *(errno.EEXIST, errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY),
 )
 """Of a path that somebody named."""
+_BOXED = 80
+"""Columns of a terminal; `tests/unit/tidepipe/test_help.py` holds that boxes fit into them."""
 
 app = typer.Typer(
     name="tidepipe",
@@ -127,6 +130,13 @@ def check_arguments(arguments: Sequence[str]) -> None:
         raise InvalidRequestError(f"{on_one_line(name)[:100]} is not valid UTF-8: {shown}")
 
 
+def fit_help(columns: int) -> None:
+    """Help without boxes where they would cut names of options: each stands in a line of its own then."""
+    if columns < _BOXED:
+        app.rich_markup_mode = None
+        app.info.context_settings = {**(app.info.context_settings or {}), "terminal_width": columns}
+
+
 def main() -> None:
     """Run the command line; user errors become one line on stderr and an exit code."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
@@ -135,6 +145,7 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     raise_limit()
     find_services()
+    fit_help(shutil.get_terminal_size().columns)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that is not UTF-8, or a file's odd name, ends no command.
         sys.stdout.reconfigure(errors="backslashreplace")

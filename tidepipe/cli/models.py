@@ -69,13 +69,15 @@ def models(
 def _try(model: str, as_json: bool) -> None:
     import json
 
-    from router.text.tokenizer import TextProcessor
-    from stage_worker.executors.library_code import check_tensors, library_code
-    from stage_worker.loading.open_checkpoint import open_checkpoint
     from tidepipe_common.model_source import resolve_model
 
     # What cannot be run is an error, which says why: all that a cluster's processes would stumble over.
     path = resolve_model(model)
+    # Behind it: they bring PyTorch along, for which a name that was mistyped need not wait.
+    from router.text.tokenizer import TextProcessor
+    from stage_worker.executors.library_code import check_tensors, library_code
+    from stage_worker.loading.open_checkpoint import open_checkpoint
+
     checkpoint = open_checkpoint(path)
     check_tensors(checkpoint, library_code(checkpoint))
     TextProcessor.load(path).close()

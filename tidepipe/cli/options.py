@@ -77,6 +77,17 @@ KvTransfers = Annotated[
 ]
 
 
+def refuse_given(context: typer.Context, names: tuple[str, ...], why: str) -> None:
+    """ConfigError for the first of these options that was typed in, though here it would change nothing.
+
+    names: of the command's parameters. why: goes on behind its flag.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(f"{parameter.opts[0]} {why}")
+
+
 def reuses(prefix_caching: str) -> bool:
     """What was chosen; ConfigError if it is neither."""
     if prefix_caching not in ("on", "off"):

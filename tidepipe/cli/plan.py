@@ -25,6 +25,7 @@ from tidepipe.cli.options import (
     Noise,
     PrefixCaching,
     WorkloadSource,
+    refuse_given,
     reuses,
 )
 from tidepipe.cli.plan_start import MODEL, Deployment, commands, compose
@@ -42,10 +43,13 @@ MOST_RATE = 1000.0
 """Requests/s; beyond it there are several clusters, each with a part of the load."""
 _LEAST_SECONDS, _OF_TTFT = 60.0, 12.0
 """A run is so long, or so many times the TTFT target, so that a queue that grows is seen."""
+_OF_TARGETS = ("ttft_ms", "tpot_ms", "rate", "attainment", "arrivals", "seconds", "plot", "write")
+"""Parameters that ask for, or show, what is served within targets."""
 _FLEET = re.compile(r"([A-Za-z0-9_-]+):([1-9][0-9]{0,5})x([1-9][0-9]?)", re.ASCII)
 
 
 def plan(
+    context: typer.Context,
     model_shape: Annotated[
         str,
         typer.Option("--model-shape", metavar="NAME|FILE", help="Such as codellama-34b, or a config.json."),
@@ -138,28 +142,21 @@ def plan(
         shape, find_hardware(name), nodes, gpus, read_profile(profile) if profile else None,
         network_gb_s or 0.0, max_total or 0, reuses(prefix_caching),
     )  # fmt: skip
-    context = min(max_total or shape.context_length, shape.context_length)
-    load = open_workload(workload, requests if offline else None, seed).within(context, context)
+    longest = min(max_total or shape.context_length, shape.context_length)
+    load = open_workload(workload, requests if offline else None, seed).within(longest, longest)
     processes = jobs or len(os.sched_getaffinity(0))
     deadline = time.monotonic() + budget_s
     start = Deployment(
         1, 1, 1, gpus, "", {}, model=model, gpu=fleet.hardware.name != "cpu", reuse=fleet.prefix_caching
     )
     if offline:
-        targets = {
-            "--ttft-ms": ttft_ms,
-            "--tpot-ms": tpot_ms,
-            "--rate": rate,
-            "--plot": plot,
-            "--write": write,
-        }
-        if given := [flag for flag, value in targets.items() if value is not None]:
-            raise ConfigError(f"{given[0]} is not for --offline, which has no targets")
+        refuse_given(context, _OF_TARGETS, "is not for --offline, which has no targets: leave it out")
         if requests is not None:
             load = load.sample(requests, seed)
         names = _offline_names(policy)
         bench = Bench(fleet, load.at_once(), noise, seed, scan)
         _offline(bench, names, start, processes, deadline, as_json=as_json)
+    refuse_given(context, ("requests", "scan"), "is for --offline: leave it out, or the targets")
     if ttft_ms is None or tpot_ms is None or rate is None:
         raise ConfigError("give --ttft-ms, --tpot-ms and --rate, which the cluster must hold; or --offline")
 

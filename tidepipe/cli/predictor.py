@@ -11,6 +11,7 @@ import typer
 
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.options import AsJson
+from tidepipe_common.settings.defaults import MOST_THREADS
 
 if TYPE_CHECKING:
     from predictor.evaluation.figures import Figures
@@ -29,7 +30,9 @@ SHOWN = ("p10", "p50", "p90", "p99")
 def train(
     data: Data,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the model.")],
-    threads: Annotated[int, typer.Option("--threads", min=1, help="More pay off for huge files only.")] = 1,
+    threads: Annotated[
+        int, typer.Option("--threads", min=1, max=MOST_THREADS, help="More pay off for huge files only.")
+    ] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of folds and trees.")] = 1,
     as_json: AsJson = False,
 ) -> None:

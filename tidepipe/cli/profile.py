@@ -17,6 +17,7 @@ from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.options import AsJson
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.regular_files import check_writable
+from tidepipe_common.settings.defaults import MOST_THREADS
 
 if TYPE_CHECKING:
     from stage_worker.profiling.check import Check
@@ -51,7 +52,8 @@ def profile(
         str | None, typer.Option("--quantization", metavar="Q", help="int8, as for `tidepipe up`.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Compute threads. Default: cores / stages.")
+        int | None,
+        typer.Option("--threads", min=1, max=MOST_THREADS, help="Compute threads. Default: cores / stages."),
     ] = None,
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, max=100, help="How often everything is measured; medians count.")
@@ -77,10 +79,13 @@ def profile(
     # Late, so that `tidepipe --help` stays quick.
     import json
 
-    from stage_worker.profiling.session import ProfilingSession
     from tidepipe_common.latency.kept_profile import Measured, kept_profile
     from tidepipe_common.latency.profile_file import profile_fields, write_profile
     from tidepipe_common.model_source import resolve_model
+
+    place = str(resolve_model(model).resolve())
+    # Behind it: it brings PyTorch along, for which a name that was mistyped need not wait.
+    from stage_worker.profiling.session import ProfilingSession
 
     threads = threads or max(1, (os.cpu_count() or 1) // stages)
     session = ProfilingSession(
@@ -89,7 +94,6 @@ def profile(
     about = session.about()
     neighbours = 0 if alone or about["device"] != "cpu" else stages - 1
     if output is None:
-        place = str(resolve_model(model).resolve())
         output = kept_profile(Measured(place, device, dtype, quantization, threads, stages))
     with _neighbours(neighbours, model, stages, about["dtype"], threads):
         measured, check = _measure(session, rounds)

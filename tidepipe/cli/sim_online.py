@@ -24,6 +24,7 @@ from tidepipe.cli.options import (
     PrefixCaching,
     SheetHardware,
     WorkloadSource,
+    refuse_given,
     reuses,
     transfers,
 )
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 
 def online(
+    context: typer.Context,
     model_shape: Annotated[
         str,
         typer.Option("--model-shape", metavar="NAME|FILE", help="Such as codellama-34b, or a config.json."),
@@ -100,6 +102,8 @@ def online(
     from workloads.arrivals import parse_arrivals
     from workloads.files import open_workload
 
+    if rate is not None:
+        refuse_given(context, ("scan",), "tunes for the highest rate: leave it out, or --rate")
     check_writable(plot, folder=True)
     if definition not in ("ecoserve", "classical"):
         raise ConfigError(f"unknown definition {definition!r}; known: ecoserve, classical")

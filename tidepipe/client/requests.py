@@ -39,8 +39,11 @@ _SAMPLING_FIELDS = tuple(
 def check_endpoint(endpoint: str) -> str:
     """HOST:PORT as it is; ConfigError if it is something else."""
     address = host_and_port(endpoint)
-    if address is None or address[1] == 0 or "//" in address[0]:
-        raise ConfigError(f"endpoint must be HOST:PORT, got {on_one_line(endpoint)[:100]!r}")
+    if address is None or address[1] == 0:
+        raise ConfigError(
+            f"endpoint must be HOST:PORT, as `tidepipe up` prints it behind grpc=, got "
+            f"{on_one_line(endpoint)[:100]!r}"
+        )
     if not is_text(endpoint):
         raise ConfigError("endpoint must be HOST:PORT, in valid Unicode")
     return endpoint

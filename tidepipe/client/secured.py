@@ -43,6 +43,11 @@ def no_answer(endpoint: str, credentials: Credentials | None, ask_s: float = _AS
     """
     if why := _not_found(endpoint):
         return f"no TidePipe router at {endpoint}: {why}"
+    if _refused(endpoint, min(ask_s, _ASK_S)):
+        return (
+            f"no TidePipe router answers at {endpoint}: nothing listens there; start a cluster: `tidepipe up "
+            f"--grpc-port {endpoint.rpartition(':')[2]}`, or give what stands behind `grpc=` of one that runs"
+        )
     if _speaks_http(endpoint, (credentials or own()).secure, min(ask_s, _ASK_S)):
         return (
             f"{endpoint} is an HTTP port; TidePipe's commands and SDK speak gRPC: "
@@ -68,6 +73,18 @@ def _not_found(endpoint: str) -> str:
     except (OSError, ValueError):
         pass
     return ""
+
+
+def _refused(endpoint: str, ask_s: float) -> bool:
+    """True if the machine is there, and says that nobody listens."""
+    host, _, port = endpoint.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ask_s).close()
+    except ConnectionRefusedError:
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
 
 
 def _speaks_http(endpoint: str, secure: bool, ask_s: float) -> bool:

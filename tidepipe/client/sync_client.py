@@ -42,7 +42,8 @@ DEFAULT_CONCURRENCY = 32
 class Client:
     """Talks to a TidePipe router; safe to share between threads. A context manager, or use `close`.
 
-    timeout: seconds that a request may take if the call names no other.
+    Made like this it also waits for a router that is yet to come, as long as each request may take; `connect`
+    says at once if there is none. timeout: seconds that a request may take if the call names no other.
     """
 
     def __init__(
@@ -245,6 +246,12 @@ class Client:
             )
 
 
-def connect(endpoint: str, *, timeout: float = DEFAULT_TIMEOUT_S, retry: RetryPolicy | None = None) -> Client:
+def connect(
+    endpoint: str,
+    *,
+    timeout: float = DEFAULT_TIMEOUT_S,
+    retry: RetryPolicy | None = None,
+    credentials: Credentials | None = None,
+) -> Client:
     """A synchronous client for the router at HOST:PORT; UnavailableError if none answers there."""
-    return Client.connect(endpoint, timeout=timeout, retry=retry)
+    return Client.connect(endpoint, timeout=timeout, retry=retry, credentials=credentials)

@@ -25,7 +25,7 @@ def read_shape(name_or_path: str) -> ModelShape:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {why_unreadable(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+        raise ConfigError(f"{path} is not JSON, as a config.json is: {error}") from error
     # A profile of `tidepipe profile` says which model it measured.
     shape = config.get("shape", config) if isinstance(config, dict) else None
     if not isinstance(shape, dict):

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import ipaddress
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ CA_NAME = "ca"
 CA_FILE = "ca.pem"
 CA_KEY_FILE = "ca.key"
 TOKEN_FILE = "token"
+_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 _BACKDATE = datetime.timedelta(minutes=5)
 """Clocks of several machines are never quite the same."""
@@ -110,6 +112,8 @@ def make_certificates(
     """
     if days <= 0:
         raise ConfigError(f"certificates must be valid for some days, got {days}")
+    for host in hosts:
+        _check_host(host)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -228,6 +232,16 @@ def _again(builder: x509.CertificateBuilder, certificate: x509.Certificate) -> x
 
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _check_host(host: str) -> None:
+    """ConfigError unless it is an address, or can be a name in DNS: nobody would ever match anything else."""
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return
+    labels = host.removeprefix("*.").split(".")
+    if not all(map(_LABEL.fullmatch, labels)) or labels[-1].isdecimal():
+        raise ConfigError(f"--host takes a machine's name or address, without scheme and port, got {host!r}")
 
 
 def _host_name(host: str) -> x509.GeneralName:

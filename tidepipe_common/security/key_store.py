@@ -244,7 +244,8 @@ class KeyStore:
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception) -> ConfigError:
-        return ConfigError(f"cannot use the API keys in {self._path}: {error}")
+        why = (isinstance(error, OSError) and error.strerror) or error
+        return ConfigError(f"cannot use the API keys in {self._path}: {why}")
 
 
 def _refuse_later(database: sqlite3.Connection) -> None:

@@ -25,7 +25,7 @@ def parse_adapters(text: str) -> tuple[AdapterPlace, ...]:
     for part in text.split(","):
         name, equals, folder = part.strip().partition("=")
         if not equals or not folder:
-            raise ValueError(f"must be NAME=FOLDER, or several of these with commas, not {part[:80]!r}")
+            raise ValueError("must be NAME=FOLDER, or several of these with commas")
         places.append(AdapterPlace(name, Path(folder).expanduser()))
     if len(places) > MAX_ADAPTERS:
         raise ValueError(f"must be {MAX_ADAPTERS} adapters at most, got {len(places)}")

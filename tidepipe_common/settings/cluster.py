@@ -243,6 +243,10 @@ class ClusterConfig(Strict):
             raise ValueError("kv_offload keeps KV blocks that are found again: not with prefix_caching off")
         if self.hardware is not None and self.executor != "emulated":
             raise ValueError("hardware names the device that --executor emulated stands in for")
+        if self.ray_address is not None and self.provisioner != "ray":
+            raise ValueError("ray_address is for --provisioner ray")
+        if self.network_gbit is not None and self.executor != "emulated":
+            raise ValueError("network_gbit is the link of --executor emulated; others have a real one")
         if self.quantization is not None and self.executor == "emulated":
             raise ValueError("quantization is for --executor torch; emulated workers compute nothing")
         if self.lora is not None:

@@ -46,6 +46,8 @@ ROUTING_POLICIES: tuple[Routing, ...] = get_args(Routing)
 ROUTING_WITH_ROLES: tuple[Routing, ...] = ("auto", "roles", "taichi", "arrow")
 """Under which instances may have roles, and sequences go on at another one, with their KV blocks."""
 ALL_ALIKE = "routing taichi tells instances apart by the tokens of their steps, and all have the same"
+MOST_THREADS = 1024
+"""Of one process that computes. All start at once: a typing error must not take a machine's last one."""
 USUAL_ROUTING: Routing = "prefix"
 """Of requests to instances whose policy asks for no other. It is least-loaded where nothing is found."""
 

@@ -7,6 +7,7 @@ its value, and what leaving it out means.
 from __future__ import annotations
 
 import functools
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -162,6 +163,16 @@ def _range(whole: bool, metadata: list[Any]) -> NumberRange:
     return NumberRange.within(whole, least, most, above=above, below=below)
 
 
+def _called(message: str, given_as: Mapping[str, str]) -> str:
+    """A message that may begin with a field's name, and have others in its midst that cannot be words."""
+
+    def call(match: re.Match[str]) -> str:
+        name = match[0]
+        return given_as.get(name, name) if match.start() == 0 or "_" in name else name
+
+    return re.sub(r"(?<![\w-])[a-z_]+(?![\w-])", call, message)
+
+
 def refusal(
     error: ValidationError, model: type[BaseModel], given_as: Mapping[str, str] = MappingProxyType({})
 ) -> ConfigError:
@@ -171,7 +182,7 @@ def refusal(
     """
     problem = error.errors(include_url=False, include_context=False)[0]
     if not problem["loc"]:
-        return ConfigError(str(problem["msg"]).removeprefix("Value error, "))
+        return ConfigError(_called(str(problem["msg"]).removeprefix("Value error, "), given_as))
     field = str(problem["loc"][0])
     definition = settings_of(model).get(field)
     name = given_as.get(field, field)
@@ -185,4 +196,6 @@ def refusal(
     message = str(problem["msg"]).removeprefix("Value error, ")
     if definition.kind is bool:
         message = "must be on or off"
+    if given == "" and str(problem["type"]).endswith("too_short"):
+        message = "must not be empty"
     return ConfigError(f"{name}: {message}, got {quoted(given)}")

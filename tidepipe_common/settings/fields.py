@@ -203,7 +203,8 @@ NetworkGbit = Annotated[
     ),
 ]
 Threads = Annotated[
-    int, setting("Compute threads of a stage.", otherwise="all cores, evenly", ge=1, le=MAX_COUNT)
+    int,
+    setting("Compute threads of a stage.", otherwise="all cores, evenly", ge=1, le=defaults.MOST_THREADS),
 ]
 MemoryGib = Annotated[
     float,

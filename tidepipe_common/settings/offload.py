@@ -28,5 +28,5 @@ def parse_offload(text: str) -> OffloadPlace:
     match = _SIZE.fullmatch(size)
     nbytes = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if not 0 < nbytes <= MAX_BYTES or (colon and not folder):
-        raise ValueError(f"must be SIZE or SIZE:DIR with a size such as 8GiB or 512MiB, not {text[:80]!r}")
+        raise ValueError("must be SIZE or SIZE:DIR with a size such as 8GiB or 512MiB")
     return OffloadPlace(nbytes, Path(folder) if folder else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -10,12 +11,15 @@ import grpc
 import httpx
 
 from tidepipe.client.requests import check_endpoint, make_request
+from tidepipe.client.retry import is_loss
+from tidepipe.client.secured import no_answer
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe.v1 import inference_pb2_grpc
 from tidepipe_common.codec.sampling import finish_from_wire
 from tidepipe_common.errors import ConfigError, UnavailableError
 from tidepipe_common.openai.answers import FINISH_REASONS
 from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.rpc.status import from_rpc_error
 from tidepipe_common.types.request import ChatTurn
 from tidepipe_common.types.sampling import SamplingParams
 from workloads.loadgen.outcome import Outcome
@@ -68,7 +72,9 @@ class GrpcTarget:
         try:
             reply = await self._stub.ListModels(pb.ListModelsRequest(), timeout=CONNECT_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise UnavailableError(f"no TidePipe router answers at {self._endpoint}") from error
+            if not is_loss(error):
+                raise from_rpc_error(error) from error
+            raise UnavailableError(await asyncio.to_thread(no_answer, self._endpoint, None)) from error
         if not reply.models:
             raise UnavailableError(f"the router at {self._endpoint} has no instance")
         served = reply.models[0]

@@ -118,11 +118,11 @@ def test_time_that_is_up_is_said(arguments: list[str]) -> None:
 
 def test_offline_compares_tensors_with_pipelines(arguments: list[str]) -> None:
     """All ways are there or left out by their bound, and it says which kind wins."""
-    run = CliRunner().invoke(app, [*arguments, "--offline", "--policy", "all"])
+    run = CliRunner().invoke(app, [*arguments[:-2], "--offline", "--policy", "all"])
     assert run.exit_code == 0, run.output
     assert "wins" in run.stdout
     assert "tidepipe batch IN.jsonl -o OUT.jsonl" in run.stdout
-    run = CliRunner().invoke(app, [*arguments, "--offline", "--json", "--requests", "20"])
+    run = CliRunner().invoke(app, [*arguments[:-2], "--offline", "--json", "--requests", "20"])
     report = json.loads(run.stdout.splitlines()[-1])
     times = [one["makespan_s"] for one in report["results"]]
     assert times == sorted(times)

@@ -40,6 +40,7 @@ def test_a_mix_is_a_setting_as_it_is_written(mix: TokenMix) -> None:
         ("", {"model": "m", "executor": "magic"}, "executor: .*'torch' or 'emulated'"),
         ("", {"model": "m", "quantization": "int3"}, "quantization: .*'int8'"),
         ("", {"model": "m", "hardware": "l20"}, "hardware names the device"),
+        ("", {"model": "m", "network_gbit": 10.0}, "is the link of --executor emulated"),
         ("", {"model": "m", "quantization": "int8", "device": "cuda"}, "int8 is for CPUs"),
         ("", {"model": "m", "fabric": "nccl", "device": "cpu"}, "nccl moves activations between cuda"),
         ("", {"model": "m", "lora": "poet"}, "lora: must be NAME=FOLDER"),
@@ -70,6 +71,22 @@ def test_wrong_settings_are_refused_by_name(
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(file, flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"stages": 0}, r"--stages: must be a whole number in \[1, 64\], got 0"),
+        ({"policy": "magic"}, "--policy: .*, got 'magic'"),
+        ({"lora": "poet"}, "--lora: must be NAME=FOLDER, .*, got 'poet'"),
+        ({"http_port": 7070, "grpc_port": 7070}, "--http-port and --grpc-port are both 7070"),
+        ({"hardware": "l20"}, "--hardware names the device"),
+    ],
+)
+def test_flags_are_called_as_they_are_typed(flags: dict[str, Any], message: str) -> None:
+    """Where there is no file, which has names."""
+    with pytest.raises(ConfigError, match=f"^{message}[^']*$"):
+        load_config(None, {"model": "m", **flags})
 
 
 def test_a_profile_that_is_none_is_refused_at_once(tmp_path: Path) -> None:

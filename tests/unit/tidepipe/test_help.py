@@ -10,7 +10,7 @@ import typer.main
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
-from tidepipe.cli.main import app
+from tidepipe.cli.main import app, fit_help
 
 
 def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -29,3 +29,15 @@ def test_help_says_all_within_80_columns(path: tuple[str, ...]) -> None:
     assert all(cell_len(line) <= 80 for line in shown.output.splitlines())
     assert "…" not in shown.output, "a word is cut"
     assert not [one.name for one in COMMANDS[path].params if not one.help and not one.hidden]
+
+
+@pytest.mark.parametrize("path", [("up",), ("generate",), ("admin",)], ids=" ".join)
+def test_no_name_is_cut_on_a_narrow_terminal(path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "rich_markup_mode", app.rich_markup_mode)
+    monkeypatch.setattr(app.info, "context_settings", app.info.context_settings)
+    fit_help(40)
+    shown = CliRunner().invoke(app, [*path, "--help"])
+    assert shown.exit_code == 0
+    names = [name for one in COMMANDS[path].params for name in one.opts if name.startswith("-")]
+    assert not [name for name in names if name not in shown.output]
+    assert all(cell_len(line) <= 60 for line in shown.output.splitlines())

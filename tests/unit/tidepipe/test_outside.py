@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from tidepipe.batch.input_file import count_lines
 from tidepipe.batch.places import check_places
 from tidepipe.cli.admin.groups_view import print_groups
-from tidepipe.cli.main import check_arguments, main
+from tidepipe.cli.main import app, check_arguments, main
 from tidepipe.client.admin import AdminClient
 from tidepipe.client.requests import check_endpoint, make_request, make_sampling
 from tidepipe_common.errors import ConfigError, InvalidRequestError, TidePipeError
@@ -195,3 +196,33 @@ async def test_numbers_that_no_message_holds_are_refused(number: int) -> None:
         for call in calls:
             with pytest.raises(InvalidRequestError):
                 await call
+
+
+_ROUTER = ("--endpoint", "127.0.0.1:9")
+_ONLINE = (
+    "--model-shape",
+    "llama2-13b",
+    "--hardware",
+    "L20",
+    "--instances",
+    "1",
+    "--workload",
+    "alpaca-like",
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (("generate", "hi", *_ROUTER, "--no-chat", "--system", "x"), "--system"),
+        (("bench", "serve", "--workload", "alpaca-like", *_ROUTER, "--bearer", "x"), "--bearer"),
+        (("admin", "phases", *_ROUTER, "--interval", "1"), "--interval"),
+        (("admin", "scale", "auto", "off", *_ROUTER, "--min", "1"), "--min"),
+        (("sim", "online", *_ONLINE, "--ttft-ms", "1", "--tpot-ms", "1", "--rate", "1", "--scan"), "--scan"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(arguments: tuple[str, ...], flag: str) -> None:
+    """Even with its default as the value: whoever types it in expects something of it."""
+    run = CliRunner().invoke(app, list(arguments))
+    assert isinstance(run.exception, ConfigError), run.output
+    assert str(run.exception).startswith(f"{flag} ")

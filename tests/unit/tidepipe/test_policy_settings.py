@@ -135,7 +135,7 @@ def test_names() -> None:
     with pytest.raises(ConfigError, match="give --routing roles, or --policy auto with"):
         load_config(None, {"model": "m", "policy": "auto", "prefill_instances": 1})
     for text in ("chunk=3", "token_budget=many", "order"):
-        with pytest.raises(ConfigError, match=r"policy_settings|setting"):
+        with pytest.raises(ConfigError, match=r"--policy-settings|setting"):
             load_config(None, {"model": "m", "policy": "hybrid", "policy_settings": text})
 
 
@@ -150,15 +150,15 @@ def test_some_instances_may_have_other_settings() -> None:
         told.append(parse_settings(ControllerSettings, spec.arguments).policy_settings)
     assert told == ["token_budget=1024", "token_budget=128", "token_budget=128"]
     for wrong in (heavy, {"prefill_policy_settings": "chunk=3", "prefill_instances": 1}):
-        with pytest.raises(ConfigError, match="prefill_policy_settings"):
+        with pytest.raises(ConfigError, match="--prefill-policy-settings"):
             load_config(None, {**flags, **wrong})
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"macro_min": 5, "macro_max": 2}, "macro_max must be at least 9"),
-        ({"macro_max": 4}, "macro_min 6 and macro_max 4 do not fit"),
+        ({"macro_min": 5, "macro_max": 2}, "--macro-max must be at least 9"),
+        ({"macro_max": 4}, "--macro-min 6 and --macro-max 4 do not fit"),
     ],
 )
 def test_sizes_of_macro_instances_are_refused_at_once(flags: dict[str, Any], said: str) -> None:

@@ -24,6 +24,7 @@ from tidepipe_common.regular_files import check_writable
         ({"data_dir": "/proc/x"}, "cannot write /proc/x"),
         ({"kv_offload": "1GiB:/nowhere"}, "/nowhere: there is no such folder"),
         ({"lora": "poet=/nowhere"}, "adapter poet: /nowhere: there is no such folder"),
+        ({"executor": "emulated", "hardware": "L99"}, "unknown hardware 'L99'; known: a100"),
         ({"device": "cuda"}, "this PyTorch is a build for CPUs"),
     ],
 )

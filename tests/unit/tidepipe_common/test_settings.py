@@ -221,7 +221,7 @@ def test_a_wrong_value_is_told_in_the_same_words(
     variable = variable_of(model, setting)
     assert said(parse_settings, model, base, {variable: text}) == variable + problem
     if name in ClusterConfig.model_fields and name not in BY_HAND:
-        assert said(load_config, None, {"model": "m", name: value}) == name + problem
+        assert said(load_config, None, {"model": "m", name: value}) == flag
         file = tmp_path / "cluster.toml"
         file.write_text(f'model = "m"\n{name} = {json.dumps(value)}\n')
         assert said(load_config, file, {}) == f"{name}{problem} (in {file} or as a flag)"

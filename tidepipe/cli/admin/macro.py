@@ -8,7 +8,7 @@ import typer
 
 from tidepipe.cli.admin.show import show
 from tidepipe.cli.client_options import client_options
-from tidepipe.cli.options import AsJson, Endpoint
+from tidepipe.cli.options import AsJson, Endpoint, refuse_given
 from tidepipe_common.errors import ConfigError
 
 macro_app = typer.Typer(help="Macro instances: list, split, merge, move.", no_args_is_help=True)
@@ -101,6 +101,7 @@ def instances(endpoint: Endpoint, as_json: AsJson = False) -> None:
 
 
 def drain(
+    context: typer.Context,
     instance: Instance,
     endpoint: Endpoint,
     resume: Annotated[bool, typer.Option("--resume", help="Take it back.")] = False,
@@ -109,6 +110,8 @@ def drain(
     as_json: AsJson = False,
 ) -> None:
     """Give an instance nothing new; what it has goes on at other instances, from its next token on."""
+    if resume:
+        refuse_given(context, ("force", "finish"), "is for draining: leave it out with --resume")
 
     async def ask(client: Any) -> dict[str, Any]:
         drained = await client.drain_counts(instance, resume=resume, force=force, finish=finish)

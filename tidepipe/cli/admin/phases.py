@@ -8,7 +8,7 @@ import typer
 
 from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SUCCESS
-from tidepipe.cli.options import AsJson, Endpoint
+from tidepipe.cli.options import AsJson, Endpoint, refuse_given
 from tidepipe.cli.run import run
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def phases(
+    context: typer.Context,
     endpoint: Endpoint,
     watch: Annotated[bool, typer.Option("--watch", help="Keep the table up to date until Ctrl-C.")] = False,
     interval: Annotated[
@@ -27,6 +28,8 @@ def phases(
 
     With --watch and --json: one object per line and look.
     """
+    if not watch:
+        refuse_given(context, ("interval",), "is for --watch: give both")
     run(_phases(endpoint, watch, interval, as_json), interrupted=SUCCESS)
 
 

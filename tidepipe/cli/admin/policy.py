@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from tidepipe.cli.admin.show import show
-from tidepipe.cli.options import AsJson, Endpoint
+from tidepipe.cli.options import AsJson, Endpoint, refuse_given
 
 
 def policy(
+    context: typer.Context,
     endpoint: Endpoint,
     routing: Annotated[str, typer.Option("--routing", metavar="R", help="Where requests go.")] = "",
     instance: Annotated[str, typer.Option("--policy", metavar="P", help="How instances schedule.")] = "",
@@ -20,6 +21,8 @@ def policy(
     as_json: AsJson = False,
 ) -> None:
     """Show the policies, or change them."""
+    if not instance:
+        refuse_given(context, ("instance_id",), "is for --policy P: say which one it shall have")
 
     def view(answer: dict[str, Any]) -> None:
         print(f"routing: {answer['routing']}")

@@ -8,7 +8,7 @@ import typer
 
 from tidepipe.cli.admin.show import show
 from tidepipe.cli.client_options import client_options
-from tidepipe.cli.options import AsJson, Endpoint
+from tidepipe.cli.options import AsJson, Endpoint, refuse_given
 from tidepipe_common.errors import ConfigError
 
 scale_app = typer.Typer(help="Start and stop instances.", no_args_is_help=True)
@@ -69,6 +69,7 @@ def scale_remove(
 @scale_app.command("auto")
 @client_options
 def scale_auto(
+    context: typer.Context,
     state: Annotated[str, typer.Argument(metavar="on|off", help="Shall the router do it by itself?")],
     endpoint: Endpoint,
     least: Annotated[int, typer.Option("--min", min=1, max=1_000_000, help="Instances at least.")] = 1,
@@ -79,6 +80,8 @@ def scale_auto(
     """Add and remove instances by mean TTFT and saved TPOT, or leave it to people."""
     if state not in ("on", "off"):
         raise ConfigError(f"automatic scaling is on or off, not {state!r}")
+    if state == "off":
+        refuse_given(context, ("least", "most"), "is for `auto on`: leave it out")
     show(
         endpoint,
         as_json,
