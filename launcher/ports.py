@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 from collections import deque
@@ -23,17 +24,15 @@ def choose_port(host: str, wanted: int) -> int:
     if wanted:
         reason = _why_not(host, wanted)
         if reason:
-            raise ConfigError(
-                f"cannot listen on {join(host, wanted)}: {reason}; choose another port, or 0 for a free one"
-            )
+            raise ConfigError(f"cannot listen on {join(host, wanted)}: {reason}")
         return wanted
-    reason = "no address"
+    reason = ""
     for _ in range(_TRIES):
         port = random.choice(_CANDIDATES)
         reason = _why_not(host, port)
         if not reason and _keep(port):
             return port
-    raise ConfigError(f"found no free port on {host}: {reason}; --host must be an address of this machine")
+    raise ConfigError(f"found no free port on {host}: {reason or 'all are given out'}")
 
 
 def join(host: str, port: int) -> str:
@@ -54,7 +53,7 @@ def _keep(port: int) -> bool:
 
 
 def _why_not(host: str, port: int) -> str:
-    """Why host:port cannot be listened on; empty if it can."""
+    """Why host:port cannot be listened on, and what to do; empty if it can."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -63,5 +62,8 @@ def _why_not(host: str, port: int) -> str:
             probe.bind(address)
             probe.listen(1)
     except OSError as error:
-        return (error.strerror or str(error)).lower()
+        reason = (error.strerror or str(error)).lower()
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            return f"{reason}; --host must be an address of this machine"
+        return f"{reason}; choose another port, or 0 for a free one"
     return ""

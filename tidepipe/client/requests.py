@@ -76,6 +76,18 @@ def make_sampling(sampling: SamplingParams | None, overrides: Mapping[str, Any])
     return merged
 
 
+def _check_no_chat(tools: Sequence[str], tool_choice: ToolChoice, template: TemplateOptions) -> None:
+    """InvalidRequestError for what only conversations have: with another prompt it would be left out."""
+    for name, given in (
+        ("tools", bool(tools)),
+        ("tool_choice", tool_choice != ANY_TOOL),
+        ("reasoning_effort", bool(template.effort)),
+        ("chat_template_kwargs", bool(template.arguments)),
+    ):
+        if given:
+            raise InvalidRequestError(f"{name} goes with a conversation: give messages as the prompt", name)
+
+
 def make_request(
     prompt: Prompt,
     sampling: SamplingParams,
@@ -135,6 +147,8 @@ def make_request(
         priority=priority,
         background=bool(background),
     )
+    if isinstance(prompt, str) or (isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], int)):
+        _check_no_chat(tools, tool_choice, template)
     if isinstance(prompt, str):
         request.text = check_text(prompt, "prompt")
     elif not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):

@@ -21,6 +21,7 @@ from tidepipe.client.admin import AdminClient
 from tidepipe.client.requests import check_endpoint, make_request, make_sampling
 from tidepipe_common.errors import ConfigError, InvalidRequestError, TidePipeError
 from tidepipe_common.types.request import ChatTurn
+from tidepipe_common.types.thought import TemplateOptions
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)
 DEEP: list[Any] = []
@@ -74,6 +75,8 @@ def test_arguments_of_the_sdk_are_sent_or_refused(
         ({"prompt": "x", "request_id": "\ud800"}, "request_id"),
         ({"prompt": "x", "user": "\ud800"}, "user"),
         ({"prompt": "x", "tools": ["\ud800"]}, "tools"),
+        ({"prompt": "x", "tools": ["{}"]}, "tools goes with a conversation"),
+        ({"prompt": [1], "template": TemplateOptions(effort="low")}, "reasoning_effort goes with"),
     ],
 )
 def test_what_is_no_text_is_named(arguments: dict[str, Any], name: str) -> None:

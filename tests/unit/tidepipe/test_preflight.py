@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launcher import devices
+from launcher import devices, ports
 from launcher.config import load_config
 from launcher.preflight import check_settings
 from tidepipe_common.errors import ConfigError, ModelError
@@ -57,3 +57,14 @@ def test_places_are_tried(tmp_path: Path) -> None:
     for place, folder in ((tmp_path, False), (there, True), (there / "below", False), (nowhere, False)):
         with pytest.raises(ConfigError, match=f"cannot write {place}"):
             check_writable(place, folder=folder)
+
+
+def test_a_free_port_is_given_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens there yet, so that looking alone would find it again: here, or in another process."""
+    port = ports.choose_port("127.0.0.1", 0)
+    monkeypatch.setattr(ports, "_CANDIDATES", range(port, port + 1))
+    with pytest.raises(ConfigError, match="all are given out"):
+        ports.choose_port("127.0.0.1", 0)
+    assert ports.choose_port("127.0.0.1", port) == port
+    with pytest.raises(ConfigError, match="--host must be an address of this machine"):
+        ports.choose_port("192.0.2.1", 0)

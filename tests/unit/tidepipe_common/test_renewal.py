@@ -106,3 +106,10 @@ def test_a_certificate_out_of_its_time_or_out_of_reach_is_named(tmp_path: Path) 
     who.key_file.rename(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=r"cannot read .*router\.key"):
         who.check(server=True)
+
+
+@pytest.mark.parametrize("host", ["http://10.0.0.1", "10.0.0.1:7070", "10.0.0.300", "node 1", "münchen", ""])
+def test_a_name_that_nobody_can_call_gets_no_certificate(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match="takes a machine's name or address"):
+        make_certificates(tmp_path / "tls", ["node-1", "worker_0.cluster.local", "*.pool", "::1", host], 5)
+    assert not (tmp_path / "tls").exists()
