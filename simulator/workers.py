@@ -119,7 +119,7 @@ class Workers(Generic[Task, Answer]):
             return None
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, self._function), daemon=True)
+        process = context.Process(target=_serve, args=(there,), daemon=True)
         # Ctrl-C is the parent's to decide on, and waits until it has told the process what to do.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
@@ -128,6 +128,8 @@ class Workers(Generic[Task, Answer]):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         there.close()
         self._workers.append(_Worker(process, here))
+        # Not as an argument: a start would wait for ever if the process ends before it has read a large one.
+        self._send(self._workers[-1], self._function)
         return self._workers[-1]
 
     def _ready(self) -> list[_Worker]:
@@ -136,7 +138,7 @@ class Workers(Generic[Task, Answer]):
         return [busy[pipe] for pipe in found if isinstance(pipe, Connection)]
 
     @staticmethod
-    def _send(one: _Worker, task: Task) -> None:
+    def _send(one: _Worker, task: object) -> None:
         try:
             one.pipe.send(task)
         except OSError:
@@ -166,9 +168,10 @@ def _ended(one: _Worker) -> WorkerFailedError:
     )
 
 
-def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
-    """Ends with its parent."""
+def _serve(pipe: Connection) -> None:
+    """Is told the function first, then tasks. Ends with its parent."""
     with contextlib.suppress(EOFError, OSError):
+        function: Callable[[Any], Any] = pipe.recv()
         while True:
             task = pipe.recv()
             try:

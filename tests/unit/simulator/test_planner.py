@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pytest
 
@@ -178,3 +180,16 @@ def test_answers_come_in_order_and_processes_end() -> None:
     with Workers(time.sleep, 2, time.monotonic() + 0.2) as slow, pytest.raises(TimeIsUpError):
         list(slow.ordered([60.0, 60.0]))
     assert not multiprocessing.active_children()
+
+
+def _length(data: bytes, _task: int) -> int:
+    return len(data)
+
+
+def test_a_process_that_cannot_start_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it would have been told more than fits into a pipe."""
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "__spec__", None)
+    monkeypatch.setattr(main, "__file__", "/nowhere/main.py", raising=False)
+    with Workers(partial(_length, bytes(2**20)), 2) as workers, pytest.raises(WorkerFailedError):
+        list(workers.ordered([1, 2]))
