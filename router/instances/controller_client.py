@@ -6,7 +6,7 @@ The only module of this folder, beside router_client.py, that knows protobuf.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import grpc
@@ -216,15 +216,18 @@ class ControllerClient:
             )
         return reply.status
 
-    def timeline(
+    async def timeline(
         self, request: timeline_pb2.GetTimelineRequest, timeout: float
-    ) -> AsyncIterator[timeline_pb2.GetTimelineResponse]:
-        """What it has done lately, in pieces, for the API to pass on."""
-        return aiter(
-            timeline_pb2_grpc.TimelineServiceStub(self._channel).GetTimeline(
-                request, timeout=timeout, metadata=self._metadata
-            )
-        )
+    ) -> AsyncGenerator[timeline_pb2.GetTimelineResponse, None]:
+        """What it has done lately, in pieces, for the API to pass on. TidePipeError if it does not answer."""
+        with translated():
+            stub = timeline_pb2_grpc.TimelineServiceStub(self._channel)
+            call = stub.GetTimeline(request, timeout=timeout, metadata=self._metadata)
+            try:
+                while isinstance(piece := await call.read(), timeline_pb2.GetTimelineResponse):
+                    yield piece
+            finally:
+                call.cancel()
 
     async def choose_policy(self, name: str, timeout: float) -> str:
         """Have it schedule by another policy; the name of the one before. InvalidRequestError: unknown."""

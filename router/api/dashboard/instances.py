@@ -12,7 +12,6 @@ from tidepipe_common.codec.plan import phase_from_wire
 from tidepipe_common.codec.timeline import add_piece
 from tidepipe_common.errors import TidePipeError
 from tidepipe_common.exception_groups import leaves
-from tidepipe_common.rpc.status import translated
 from tidepipe_common.types.timeline import Timeline
 
 TIMEOUT_S = 1.0
@@ -50,9 +49,8 @@ class WatchedInstance:
     async def _timeline(self, link: InstanceLink, now: float) -> Timeline:
         timeline = Timeline(link.instance_id, 0)
         request = timeline_pb2.GetTimelineRequest(seconds=self._recent.wanted_s(now))
-        with translated():
-            async for piece in link.client.timeline(request, TIMEOUT_S):
-                add_piece(timeline, piece)
+        async for piece in link.client.timeline(request, TIMEOUT_S):
+            add_piece(timeline, piece)
         return timeline
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
 from router.instances.registry import InstanceRegistry
 from router.parent.host import UpstreamHosts
 from tidepipe.v1 import timeline_pb2 as pb
 from tidepipe.v1 import timeline_pb2_grpc
+from tidepipe_common.errors import TidePipeError
 from tidepipe_common.rpc.called import called_instance
 
 if TYPE_CHECKING:
+    import grpc
+
     Context = grpc.aio.ServicerContext[Any, Any]
 
 TIMEOUT_S = 10.0
@@ -36,6 +37,5 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
             try:
                 async for piece in link.client.timeline(request, TIMEOUT_S):
                     yield piece
-            except grpc.aio.AioRpcError as error:
-                detail = f"{error.code().name}: {error.details()}"
-                yield pb.GetTimelineResponse(instance_id=link.instance_id, error=detail)
+            except TidePipeError as error:
+                yield pb.GetTimelineResponse(instance_id=link.instance_id, error=str(error))

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from grpc.aio import Metadata
 
+from router.api.grpc.timeline import TimelineServicer
 from router.instances.borrowing import Borrowings
 from router.instances.controller_client import ControllerClient
 from router.instances.link import HandOver, InstanceAddress, InstanceLink
@@ -18,6 +19,7 @@ from router.instances.sequence import Placement
 from router.requests.entry import RequestEntry
 from router.requests.meter import Unmeasured
 from tidepipe.v1 import controller_pb2 as pb
+from tidepipe.v1 import timeline_pb2
 from tidepipe_common.errors import InvalidRequestError, TidePipeError
 from tidepipe_common.limits import MAX_STRUCTURE_BYTES, PIECE_BYTES
 from tidepipe_common.notifier import Notifier
@@ -124,9 +126,9 @@ def linked(address: str = "127.0.0.1:1") -> InstanceLink:
     return link
 
 
-async def test_a_lender_that_goes_while_it_is_asked_lends_nothing() -> None:
-    """gRPC ends its call as if its caller had been cancelled: but that is the borrower's, which goes on."""
-    asked, server = asyncio.Event(), grpc.aio.server()
+async def silent(service: str, method: str, asked: asyncio.Event) -> tuple[grpc.aio.Server, str]:
+    """Whoever calls it is heard, and never answered."""
+    server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
 
     async def wait(request: bytes, context: object) -> bytes:
@@ -134,12 +136,39 @@ async def test_a_lender_that_goes_while_it_is_asked_lends_nothing() -> None:
         await asyncio.Event().wait()
         return b""
 
-    calls = {"LendPrefix": grpc.unary_unary_rpc_method_handler(wait)}
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("tidepipe.v1.ControllerService", calls),)
-    )
+    calls = {method: grpc.unary_unary_rpc_method_handler(wait)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(f"tidepipe.v1.{service}", calls),))
     await server.start()
-    lender, goes_on = linked(f"127.0.0.1:{port}"), asyncio.Event()
+    return server, f"127.0.0.1:{port}"
+
+
+async def test_an_instance_that_goes_does_not_end_who_asks_all_for_their_timelines() -> None:
+    asked = asyncio.Event()
+    server, address = await silent("TimelineService", "GetTimeline", asked)
+    link, told = linked(address), []
+    registry: Any = [link]
+
+    async def ask() -> None:
+        context: Any = SimpleNamespace(invocation_metadata=tuple)
+        servicer = TimelineServicer(registry, registry)
+        told.extend(
+            [piece async for piece in servicer.GetTimeline(timeline_pb2.GetTimelineRequest(), context)]
+        )
+
+    asking = asyncio.create_task(ask())
+    async with asyncio.timeout(30):
+        await asked.wait()
+        await link.client.close()
+        await asking
+    assert [(one.instance_id, bool(one.error)) for one in told] == [("i", True)]
+    await server.stop(None)
+
+
+async def test_a_lender_that_goes_while_it_is_asked_lends_nothing() -> None:
+    """gRPC ends its call as if its caller had been cancelled: but that is the borrower's, which goes on."""
+    asked = asyncio.Event()
+    server, address = await silent("ControllerService", "LendPrefix", asked)
+    lender, goes_on = linked(address), asyncio.Event()
     placement = placed("borrower", Host(), SamplingParams(max_tokens=1))
     placement.ask = lender.lend
     borrowings = Borrowings(lambda one: goes_on.set(), lambda one: True)
