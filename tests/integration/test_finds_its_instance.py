@@ -34,15 +34,15 @@ async def test_a_conversation_goes_on_where_it_began(model_path: Path, tmp_path:
     ):
         admin = admin_pb2_grpc.AdminServiceStub(channel)
 
-        async def ask(prompt: list[int]) -> None:
-            await client.generate(prompt, max_tokens=3, ignore_eos=True, skip_text=True)
+        async def ask(prompt: list[int], tokens: int = 3) -> None:
+            await client.generate(prompt, max_tokens=tokens, ignore_eos=True, skip_text=True)
 
         async def finished() -> dict[str, int]:
             status = await admin.GetClusterStatus(admin_pb2.GetClusterStatusRequest(), timeout=5)
             return {one.status.instance_id: one.status.finished for one in status.instances}
 
-        # Somebody is at the first instance, so that the conversation begins at the other.
-        other = asyncio.create_task(ask(list(range(2000, 3500))))
+        # Somebody is at the first instance, and for long, so that the conversation begins at the other.
+        other = asyncio.create_task(ask(list(range(2000, 3500)), 100))
         await asyncio.sleep(0.2)
         before = await finished()
         await asyncio.wait_for(ask(history), 30)
