@@ -79,7 +79,7 @@ class Serving(SimulatedInstance):
         if index < self.lines and self.way == "in slack":
             return replace(made, background=True)
         targets = {"first_token_due": self.now + TTFT_S, "tpot_s": TPOT_S}
-        return replace(made, **targets)  # type: ignore[arg-type]
+        return replace(made, **targets)
 
 
 def run(policy: str, rate: float, seed: int, way: str, seconds: float) -> dict[str, Any]:

@@ -45,7 +45,7 @@ async def run(options: argparse.Namespace, policy: str, rate: float, way: str) -
         profile=options.profile,
         instances=1,
         stages=options.stages,
-        policy=policy,  # type: ignore[arg-type]
+        policy=policy,
         ttft_ms=1000 * TTFT_S,
         tpot_ms=1000 * TPOT_S,
         log_level="error",

@@ -18,7 +18,7 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -204,7 +204,7 @@ async def run_batch(
     return row, tokens
 
 
-async def table(model: str, engine: str, requests: int, only: list[str], dtype: str) -> AsyncIterator[Row]:
+async def table(model: str, engine: str, requests: int, only: list[str], dtype: str) -> AsyncGenerator[Row]:
     """All rows, as they come; the undisturbed batch first."""
     threads = {"threads": 1} if engine == "native" else {}
     config = ClusterConfig(model=model, engine=engine, stages=2, dtype=dtype, **threads)

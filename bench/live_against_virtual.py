@@ -119,7 +119,7 @@ class Setting:
             profile=str(options.profile) if options.profile else None,
             instances=options.instances,
             stages=options.stages,
-            policy=policy,  # type: ignore[arg-type]
+            policy=policy,
             ttft_ms=options.ttft_ms,
             tpot_ms=options.tpot_ms,
             log_level="error",

@@ -66,7 +66,8 @@ class Outcome:
 def arrivals(rate: float, seconds: float, seed: int) -> list[Arrival]:
     """Poisson; lengths log-normal with ShareGPT's medians."""
     chance = random.Random(seed)
-    found, now = [], chance.expovariate(rate)
+    found: list[Arrival] = []
+    now = chance.expovariate(rate)
     while now < seconds:
         prompt = min(1500, max(8, int(chance.lognormvariate(5.0, 1.0))))
         output = min(800, max(4, int(chance.lognormvariate(5.0, 0.8))))
@@ -137,7 +138,7 @@ async def run(options: argparse.Namespace, policy: str, load: list[Arrival]) -> 
         profile=str(options.profile) if options.profile else None,
         instances=options.instances,
         stages=options.stages,
-        policy=instance_policy,  # type: ignore[arg-type]
+        policy=instance_policy,
         routing=routing,
         ttft_ms=options.ttft_ms,
         tpot_ms=options.tpot_ms,

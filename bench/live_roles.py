@@ -81,7 +81,10 @@ def virtual(options: argparse.Namespace, model: Path, gbit: float, load: Sequenc
     cluster = cluster_of(system, scan(system, spec)[0], spec, len(jobs), exact=True)
     cluster.run(jobs)
     seen = figures(
-        [job.ttft(switch_wait=False) for job in jobs], [job.tpot(switch_wait=False) for job in jobs], slo
+        [job.ttft(switch_wait=False) for job in jobs],
+        [job.tpot(switch_wait=False) for job in jobs],
+        slo,
+        spec.dispatch_s,
     )
     shares = dict.fromkeys(cluster.instances, 0.5)
     shares.update((move.instance_id, move.role.share) for _, move in cluster.log.roles)
@@ -122,10 +125,16 @@ async def live(
         start = time.monotonic() + 0.5
         found = await asyncio.gather(*(ask(client, one, start, (slo.ttft_s, slo.tpot_s)) for one in load))
         groups = await admin.groups()
-        moves = [one.status.hand_overs for one in (await client.status()).instances if one.status]
+        every = [one.status for one in (await client.status()).instances if one.status]
+    moves = [one.hand_overs for one in every]
     if failed := [one.error for one in found if one.error]:
         raise SystemExit(f"{len(failed)} requests failed: {failed[0]}")
-    seen = figures([one.ttft_s for one in found], [one.tpot_s for one in found], slo)
+    seen = figures(
+        [one.ttft_s for one in found],
+        [one.tpot_s for one in found],
+        slo,
+        float(np.mean([one.dispatch_s for one in every])),
+    )
     members = [member for macro in groups["macros"] for member in macro["members"]]
     told = _told(
         seen,
@@ -155,6 +164,7 @@ def _told(
         "tpot_p50_ms": round(seen.tpot_p50_ms, 1),
         "tpot_p90_ms": round(seen.tpot_p90_ms, 1),
         "attainment": round(seen.attainment, 3),
+        "dispatch_ms": round(seen.dispatch_ms, 2),
         "why": why,
     }
 

@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,7 +247,7 @@ async def stand_still(_: str, cluster: LocalCluster, seconds: float) -> dict[str
     return {"stopped": child.name}
 
 
-Infliction = Callable[[str, LocalCluster, float], Awaitable[dict[str, Any]]]
+Infliction = Callable[[str, LocalCluster, float], Coroutine[Any, Any, dict[str, Any]]]
 
 
 async def row(

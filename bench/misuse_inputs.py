@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -211,7 +211,7 @@ TINY_CHUNKS = (
     b"transfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 1_000_000
 )
 
-KINDS: dict[str, Callable[[Misuse], Awaitable[None]]] = {
+KINDS: dict[str, Callable[[Misuse], Coroutine[Any, Any, None]]] = {
     "2.5 million stop token ids, n 3": lambda m: m.post("/v1/completions", STOPS),
     "stop token ids in lines of a batch": lambda m: m.batch(STOPS, prompt()),
     "49,000 biases, n 16": lambda m: m.post("/v1/completions", BIAS),

@@ -242,7 +242,8 @@ async def measure(
             others = round((Cores.now() - before).others / (time.monotonic() - began), 3)
             attained = False
             for name in (slo,) if slo else slos:
-                figures = figures_of(outcomes, rate, *(target / 1000 for target in slos[name]), late)
+                ttft_ms, tpot_ms = slos[name]
+                figures = figures_of(outcomes, rate, ttft_ms / 1000, tpot_ms / 1000, late)
                 attained |= figures.attainment >= ATTAINMENT
                 yield Row(one.name, name, number, figures, others)
             if figures.starved:

@@ -15,7 +15,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import predictor_drift, predictor_latency, predictor_limits, predictor_quality, predictor_simulated
+from bench import (
+    predictor_drift,
+    predictor_latency,
+    predictor_limits,
+    predictor_quality,
+    predictor_rivals,
+    predictor_simulated,
+)
 from predictor.evaluation.figures import figures
 from predictor.training.dataset import read_answers
 from predictor.training.fit import fit
@@ -84,8 +91,8 @@ def _part(part: str, answers: Any, lines: list[dict[str, Any]], options: argpars
                 "hazard": figures(test, model.quantiles(requests, calibrated=False), LEVELS),
             }
             for name, rival in (
-                ("prompt length", predictor_quality.prompt_length),
-                ("running quantile", predictor_quality.running_quantile),
+                ("prompt length", predictor_rivals.prompt_length),
+                ("running quantile", predictor_rivals.running_quantile),
             ):
                 rows[name] = figures(test, rival(train, test), LEVELS)
             return [path.name for path in draw_report(model, rows, options.output)]

@@ -76,7 +76,7 @@ async def run(model: str, case: Case, prompts: list[list[int]], tokens: int) -> 
     config = ClusterConfig(
         model=model,
         stages=case.stages,
-        dtype=case.dtype,  # type: ignore[arg-type]
+        dtype=case.dtype,
         kv_blocks=case.kv_blocks or None,
         prefix_caching="on" if case.reuse else "off",
         log_level="error",

@@ -113,8 +113,8 @@ def main() -> None:
         options.output.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{load.name}: {len(requests)} requests, {total} hashes, {distinct} of them different")
     for row in rows:
-        memory = "unlimited" if row.memory is None else str(row.memory)
-        print(f"{memory:>9}: store {row.store:.1%}, plain LRU {row.plain:.1%}, {row.evicted_blocks} evicted")
+        held = "unlimited" if row.memory is None else str(row.memory)
+        print(f"{held:>9}: store {row.store:.1%}, plain LRU {row.plain:.1%}, {row.evicted_blocks} evicted")
 
 
 if __name__ == "__main__":

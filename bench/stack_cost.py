@@ -69,8 +69,8 @@ def in_process(pipeline: Pipeline, items: Sequence[dict[str, Any]]) -> dict[str,
         stages.insert(0, Stage(executor, stages[0] if stages else None, events))
     for stage in stages:
         stage.thread.start()
-    for event in arrivals_of(items, len(stages)):
-        events.put(event)
+    for arrival in arrivals_of(items, len(stages)):
+        events.put(arrival)
     left = sum(item["out"] for item in items)
     begin = time.monotonic()
     while left:

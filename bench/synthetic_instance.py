@@ -111,7 +111,8 @@ async def serve(name: str, router: str, step_s: float, vocab_size: int, model: s
     """Register at a router and serve until cancelled."""
     server = RpcServer("127.0.0.1:0")
     pb_grpc.add_ControllerServiceServicer_to_server(
-        SyntheticInstance(name, step_s, vocab_size, model), server.server
+        SyntheticInstance(name, step_s, vocab_size, model),  # type: ignore[abstract]  # others: unimplemented
+        server.server,
     )
     address = await server.start([pb.DESCRIPTOR.services_by_name["ControllerService"]])
     handle = router_pb2.InstanceHandle(instance_id=name, controller_address=address, incarnation="1")

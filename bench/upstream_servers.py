@@ -59,7 +59,7 @@ PROMPTS = (
 )
 """Some are answered in characters of several tokens each."""
 QUESTION = [{"role": "user", "content": "What is the tide? Answer in two sentences."}]
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 20}, "inhabitants": {"type": "integer"}},
     "required": ["city", "inhabitants"],
@@ -181,7 +181,8 @@ async def chats(trial: Trial) -> str:
     """A stream has the text of the answer in one piece, and the same usage."""
     body = {"messages": QUESTION, "max_tokens": 60, "temperature": 0}
     whole = await trial.ask("/v1/chat/completions", body)
-    said, usage, pieces = "", {}, 0
+    said, pieces = "", 0
+    usage: dict[str, int] = {}
     async for event in trial.events(
         "/v1/chat/completions", body | {"stream_options": {"include_usage": True}}
     ):

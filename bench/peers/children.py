@@ -90,7 +90,7 @@ class Script:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise PeerError(f"{self._process.args} ended; see {self._log}")
+            raise PeerError(f"{self._process.args!r} ended; see {self._log}")
         return line.strip()
 
     def _note(self, line: str) -> None:
