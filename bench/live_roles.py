@@ -123,7 +123,10 @@ async def live(
         AdminClient(cluster.grpc_address) as admin,
     ):
         start = time.monotonic() + 0.5
+        course: list[tuple[float, dict[str, float]]] = []
+        watching = asyncio.create_task(_watch(admin, start, course))
         found = await asyncio.gather(*(ask(client, one, start, (slo.ttft_s, slo.tpot_s)) for one in load))
+        watching.cancel()
         groups = await admin.groups()
         every = [one.status for one in (await client.status()).instances if one.status]
     moves = [one.hand_overs for one in every]
@@ -147,8 +150,20 @@ async def live(
         "taken_over": sum(one.taken_over for one in moves if one),
         "recomputed": sum(one.recomputed for one in moves if one),
         "fetched_mb": round(sum(one.fetched_bytes for one in moves if one) / 1e6),
+        "course": [(round(at, 1), sorted(shares.values(), reverse=True)) for at, shares in course],
         "load_average": os.getloadavg()[0],
     }
+
+
+async def _watch(admin: AdminClient, start: float, course: list[tuple[float, dict[str, float]]]) -> None:
+    """Shares of prefill by instance, whenever they are others, with the seconds since the start."""
+    while True:
+        groups = await admin.groups()
+        members = [member for macro in groups["macros"] for member in macro["members"]]
+        shares = {one["instance_id"]: round(one.get("prefill_share", 0.0), 2) for one in members}
+        if not course or course[-1][1] != shares:
+            course.append((time.monotonic() - start, shares))
+        await asyncio.sleep(1.0)
 
 
 def _told(

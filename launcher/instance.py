@@ -8,7 +8,7 @@ from collections.abc import Callable
 from launcher.child import Child, ChildSpec
 from launcher.config import ClusterConfig
 from launcher.plan import controller_spec, instance_name, worker_spec
-from launcher.ports import join
+from launcher.ports import join, own_loopback
 from tidepipe_common.errors import TidePipeError
 from tidepipe_common.exception_groups import leaves
 
@@ -34,8 +34,9 @@ class LocalInstance:
         self._make_child = make_child
         # vLLM makes its own.
         workers = config.stages if config.engine == "native" else 0
+        host = _host(config, number)
         self.workers = [
-            make_child(worker_spec(config, number, stage), join(config.host, 0)) for stage in range(workers)
+            make_child(worker_spec(config, number, stage), join(host, 0)) for stage in range(workers)
         ]
 
     @property
@@ -71,3 +72,12 @@ class LocalInstance:
         if self.controller is not None:
             await self.controller.stop()
         await asyncio.gather(*(worker.stop(WORKER_KILL_AFTER_S) for worker in self.workers))
+
+
+def _host(config: ClusterConfig, number: int) -> str:
+    """Where an instance's workers listen: with an emulated network each is a node, and hosts tell nodes apart.
+
+    Certificates are of the usual host alone.
+    """
+    emulated = config.network_gbit is not None and config.host == "127.0.0.1" and config.tls is None
+    return (own_loopback(number) if emulated else "") or config.host

@@ -35,6 +35,12 @@ def choose_port(host: str, wanted: int) -> int:
     raise ConfigError(f"found no free port on {host}: {reason or 'all are given out'}")
 
 
+def own_loopback(number: int) -> str:
+    """A loopback address that the number's alone is; empty if this system has but one."""
+    host = f"127.0.0.{2 + number % 250}"
+    return "" if _why_not(host, 0) else host
+
+
 def join(host: str, port: int) -> str:
     """HOST:PORT; IPv6 addresses get their brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
