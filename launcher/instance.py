@@ -75,7 +75,7 @@ class LocalInstance:
 
 
 def _host(config: ClusterConfig, number: int) -> str:
-    """Where an instance's workers listen: with an emulated network each is a node, and hosts tell nodes apart.
+    """Where an instance's workers listen: with an emulated network each is a node, as hosts tell them apart.
 
     Certificates are of the usual host alone.
     """

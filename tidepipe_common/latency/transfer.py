@@ -11,8 +11,9 @@ from tidepipe_common.types.kv_transfer import LATENCY_S, KvTransfer, KvWay
 
 OBSERVED, MEMORY = 24, 0.85
 """Fetches that count, and the weight of each against the one after it."""
-DOUBT, TINY = 0.02, 1e-6
-"""Weight of the ratio of fixed time and rate that was expected; and what keeps the equations regular."""
+DOUBT_FIXED, DOUBT_RATE = 0.02, 0.04
+"""Weights of the fixed time and of the rate that were expected. Of a fixed time less is known: it waits for
+steps under way, as long as these are. A rate is what somebody says of a link."""
 NEAR = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1, 0.1, 0.1)
 """Errors (of the logarithm) that count by their squares, in each round; at first nearly all do."""
 STRIDE = 2.0
@@ -79,10 +80,12 @@ class TransferCost:
                 return
         if not (0.0 < nbytes + ahead < inf and 0.0 < seconds < inf):
             return
+        self._seen.append((min(MOST_BYTES, nbytes + ahead), min(MOST_S, max(LEAST_S, seconds))))
+        fixed_s, byte_s = self._expected
+        # Little that was left takes hardly more than the fixed time.
+        latency_s, byte_s = fitted(self._seen, median(self._rests) if self._rests else fixed_s, byte_s)
         if self._rests:
             self._rests.popleft()  # so that rests are tried again, some time
-        self._seen.append((min(MOST_BYTES, nbytes + ahead), min(MOST_S, max(LEAST_S, seconds))))
-        latency_s, byte_s = fitted(self._seen, *self._expected)
         self.latency_s = min(MOST_S, max(LEAST_S, latency_s))
         self.bytes_per_s = 1.0 / min(1.0 / LEAST_RATE, max(1.0 / MOST_RATE, byte_s))
 
@@ -128,17 +131,16 @@ def fitted(seen: deque[tuple[float, float]], latency_s: float, byte_s: float) ->
 
     Least absolute errors of the logarithm, by reweighted Gauss-Newton steps over the logarithms of both:
     sizes span decades, and one fetch that was held up says nothing. What the sizes leave open is as expected
-    (`latency_s`, `byte_s`), but for a common factor.
+    (`latency_s`, `byte_s`): of fetches of one size that take longer, whatever has to change less.
     """
-    factor = median(spent / (latency_s + size * byte_s) for size, spent in seen)
-    fixed, each = latency_s * factor, byte_s * factor
-    moved = 0.0
+    fixed, each = latency_s, byte_s
+    moved0 = moved1 = 0.0
     newest = len(seen) - 1
     points = [(size, spent, MEMORY ** (newest - at)) for at, (size, spent) in enumerate(seen)]
     for near in NEAR:
-        # By how much the ratio of both has left what is expected.
-        h00, h01, h11 = DOUBT, -DOUBT, DOUBT + TINY
-        g0, g1 = DOUBT * moved, -DOUBT * moved
+        # By how much each has left what is expected.
+        h00, h01, h11 = DOUBT_FIXED, 0.0, DOUBT_RATE
+        g0, g1 = DOUBT_FIXED * moved0, DOUBT_RATE * moved1
         for size, spent, weight in points:
             predicted = fixed + each * size
             part = fixed / predicted
@@ -154,5 +156,5 @@ def fitted(seen: deque[tuple[float, float]], latency_s: float, byte_s: float) ->
         up0 = max(-STRIDE, min(STRIDE, (h01 * g1 - h11 * g0) / det))
         up1 = max(-STRIDE, min(STRIDE, (h01 * g0 - h00 * g1) / det))
         fixed, each = fixed * exp(up0), each * exp(up1)
-        moved += up0 - up1
+        moved0, moved1 = moved0 + up0, moved1 + up1
     return fixed, each

@@ -121,3 +121,19 @@ def test_the_fixed_time_is_not_taken_for_the_rate() -> None:
         cost.observe(size, 0.0, 0.06 + size / 1.1e9)
     assert cost.bytes_per_s > 0.5e9
     assert 0.05 < cost.latency_s < 0.07
+
+
+def test_what_waited_is_no_slow_link_and_a_slow_link_no_wait() -> None:
+    """Fetches of one size leave open what takes so long: little is held up, much comes slowly."""
+    for size, spent, rate in ((3e6, 0.12, 1e9), (6e6, 0.4, 1e9), (47e6, 0.42, 1.1e8), (47e6, 0.047, 1.1e9)):
+        cost = TransferCost(1.125e9)
+        for _ in range(6):
+            cost.observe(size, 0.0, spent)
+            assert 0.8 * rate < cost.bytes_per_s < 1.2 * rate, (size, spent)
+            assert 0.9 * spent < cost.seconds(size) < 1.1 * spent
+    # What little is left has told how long the wait is.
+    cost = TransferCost(1.125e9)
+    for _ in range(4):
+        cost.observe_rest(3e6, 0.0, 0.1)
+    cost.observe(12e6, 0.0, 0.12)
+    assert cost.bytes_per_s > 0.8e9
