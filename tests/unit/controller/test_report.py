@@ -6,6 +6,8 @@ import pytest
 
 from controller.scheduler.events import NewSequence, SequencesArrived
 from controller.scheduler.report import instance_report
+from controller.scheduler.slack import decoding_of
+from controller.scheduler.step_load import look_at_running
 from tests.unit.controller.test_scheduler import World
 from tidepipe_common.latency.learned import LearnedCost
 from tidepipe_common.latency.work import StepWork
@@ -53,6 +55,20 @@ def test_slack_and_window_follow_algorithm_1() -> None:
     # The third one will grow by 50 tokens, as the others do.
     peak = scheduler.state.admission.forecast.peak_tokens()
     assert peak + 31 < report.kv_peak < peak + 30 + 50 + 8
+
+
+def test_decoding_that_began_too_late_is_nobodys_reason() -> None:
+    """Of two that decode, the target of the one counts whose first token was in time; the load is of both."""
+    world = World(stages=1, kv_blocks=100, block_size=8, microbatches=2)
+    for name, due in (("in time", 99.0), ("late", 0.0)):
+        new = NewSequence(name, (1,) * 20, PARAMS, first_token_due=due, tpot_s=0.5)
+        world.handle(SequencesArrived((new,)))
+    running = list(world.scheduler.sequences.values())
+    while min(len(sequence.output) for sequence in running) < 3:
+        world.handle(world.fake.execute())
+    look = look_at_running(world.scheduler.state)
+    assert look.decoding == [decoding_of(running[0])]
+    assert (look.context, len(look.turnover)) == (sum(sequence.length for sequence in running), 2)
 
 
 def test_a_learned_cost_follows_what_it_sees() -> None:

@@ -26,6 +26,7 @@ from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.scaling import AutoScaling, ScalingRules, StartTimes
 from router.scheduler.steady_state import Sizes
 from tests.unit.router.scheduler.cases import SLO, MillisecondPerToken, facts, request, status
+from tidepipe_common.latency.work import chunk_pairs
 
 PREFILL = PrefillTime(MillisecondPerToken())
 AMPLE = 100.0
@@ -119,6 +120,17 @@ def test_answers_are_not_taken_for_short_while_the_long_ones_run() -> None:
                 demand.ended(100, output)
         demand.held(sum(100 + second - began for began, _ in running))
     assert demand.sizes is not None and 30 < demand.sizes.output < 300
+
+
+def test_what_of_a_prompt_was_found_is_not_computed() -> None:
+    """A quarter of each: of its tokens three quarters are left, and of the pairs of its attention."""
+    demand = Demand()
+    demand.arrived(request("r", 400, 0.0), 0.0)
+    demand.sent(400, 100)
+    sizes = demand.sizes
+    assert sizes is not None
+    assert (sizes.prompt, sizes.found) == (pytest.approx(300), pytest.approx(100))
+    assert sizes.pairs == pytest.approx(0.75 * chunk_pairs(0, 400))
 
 
 def test_several_are_asked_for_at_once_and_no_more_while_they_start() -> None:

@@ -379,6 +379,19 @@ def test_auto_is_padg_until_apart_pays_and_comes_back_at_once() -> None:
     assert shares(scheduler) == [EVEN] * 4
 
 
+@pytest.mark.parametrize(("strayed", "back"), [(WATCHED // 2, False), (WATCHED // 2 + 1, True)])
+def test_roles_end_where_most_of_those_watched_went_astray(strayed: int, back: bool) -> None:
+    """And not before as many have gone as are watched."""
+    (macro,) = cluster(4, GROUPED).macros.values()
+    assert macro.moving is not None
+    for view, share in zip(macro.views, (1.0, 1.0, 0.0, 0.0), strict=True):
+        view.role = Role(share)
+    for number in range(WATCHED):
+        assert not macro.moving.look(macro.views, 0.0)
+        macro.moving.went(f"s{number}", well=number >= strayed)
+    assert bool(macro.moving.look(macro.views, 0.0)) is back
+
+
 def test_nobody_is_apart_from_those_who_fetch_nothing_from_it() -> None:
     """All are alike in the same tick, and stay so while it lasts."""
     scheduler = cluster(4, GROUPED, policy="auto")
