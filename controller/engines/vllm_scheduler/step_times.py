@@ -59,5 +59,6 @@ class StepTimes:
 
 def _sums(rows: int, prompts: int, seconds: float) -> NDArray[np.float64]:
     """What a step adds to the normal equations, as (3, 4)."""
-    features = np.array([1.0, rows, prompts])
-    return np.outer(features, np.append(features, seconds)) / seconds**2
+    row = np.array([1.0, rows, prompts, seconds]) / seconds
+    product: NDArray[np.float64] = row[:3, None] * row
+    return product
