@@ -7,7 +7,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
@@ -19,6 +19,7 @@ from stage_worker.hand_over import KvTransfers
 from stage_worker.link import MAX_QUEUED, NextStageLink, describe
 from stage_worker.sequence_spans import SequenceSpans
 from tidepipe_common.errors import IncompatibleError
+from tidepipe_common.notifier import Notifier
 from tidepipe_common.types.plan import (
     FailureKind,
     Phase,
@@ -32,6 +33,8 @@ from tidepipe_common.types.plan import (
 STOP_TIMEOUT_S = 60.0
 """For the step that an epoch's end finds under way, unless the controller knows better."""
 
+MAX_WAITING_BYTES = 1 << 29
+"""Of activations that wait for their steps; the stage before then waits with the next ones."""
 MAX_REPORTS = 8192
 """That wait for a controller which does not take them; a fetch of blocks has one as well."""
 
@@ -69,9 +72,9 @@ class WorkAccount:
         account = self.phases[plan.phase]
         account.steps += 1
         account.tokens += plan.tokens
-        account.busy_s += report.compute_s
-        account.plan_wait_s += report.plan_wait_s
-        account.bubble_s += report.idle_s - report.plan_wait_s
+        account.busy_s += report.own.compute_s
+        account.plan_wait_s += report.own.plan_wait_s
+        account.bubble_s += report.own.idle_s - report.own.plan_wait_s
         if hidden is not None:
             self.activation_bytes += hidden.nbytes if isinstance(hidden, memoryview) else len(hidden)
 
@@ -138,6 +141,9 @@ class Epoch:
         controller."""
         self.number = number
         self.done_step = 0
+        self._waiting: deque[int] = deque()
+        self._waiting_bytes = 0
+        self._computed = Notifier()
         self._along = reports_go_along and not spec.last
         self.spec = spec
         self.executor: Executor | None = executor
@@ -178,9 +184,19 @@ class Epoch:
         """A plan came; QueueOverflowError if there are absurdly many."""
         self._runner.add_plan(plan)
 
+    async def room(self, nbytes: int) -> None:
+        """Wait until activations of so many bytes may wait here, or the epoch ends. One step's always may."""
+        while self._waiting and self._waiting_bytes + nbytes > MAX_WAITING_BYTES:
+            computed = self._computed.next()
+            if self.ended.is_set():
+                return
+            await computed.wait()
+
     def add_activation(self, step_id: int, hidden: bytes, before: tuple[StageTimes, ...] = ()) -> None:
         """Activations came; QueueOverflowError if there are absurdly many. before: see StepReport."""
         self._runner.add_activation(step_id, hidden, before)
+        self._waiting.append(len(hidden))
+        self._waiting_bytes += len(hidden)
 
     @property
     def running(self) -> tuple[int, float]:
@@ -190,6 +206,7 @@ class Epoch:
     async def end(self, patience_s: float = STOP_TIMEOUT_S) -> None:
         """Stop everything; returns when the compute thread has left its step. StuckError: it does not."""
         self.ended.set()
+        self._computed.notify_all()
         self._spans.close()
         await self.transfers.close()
         if self._link_task is not None:
@@ -230,6 +247,9 @@ class Epoch:
         if self.ended.is_set():
             return
         self._account.count(plan, hidden, report)
+        if self._waiting:
+            self._waiting_bytes -= self._waiting.popleft()
+            self._computed.notify_all()
         self.done_step = plan.step_id
         self.transfers.step_done(plan.step_id)
         self._spans.note(plan, report)
@@ -339,10 +359,8 @@ class StepRunner:
                     for there in (planned, max(planned, came.at))
                 ]
                 last_end = end
-                report = StepReport(
-                    step_id, end - begin, idle, waited[0], output.sampled, waited[1], came.before
-                )
-                done(plan, output.hidden, report)
+                own = StageTimes(end - begin, idle, *waited)
+                done(plan, output.hidden, StepReport(step_id, own, output.sampled, came.before))
         except PlanError as error:
             log.error("plan refused", step=step_id, reason=str(error))
             failed(StageFailure(FailureKind.PROTOCOL, str(error), step_id))

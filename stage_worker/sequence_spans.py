@@ -41,7 +41,7 @@ class SequenceSpans:
                     start.trace_context,
                     {"tidepipe.stage": self._stage, "tidepipe.stages": self._stages},
                     "server",
-                    ago_s=report.compute_s,
+                    ago_s=report.own.compute_s,
                 )
                 self._open[start.key] = _Work(span)
         if not self._open:
@@ -50,12 +50,12 @@ class SequenceSpans:
             work = self._open[key]
             work.decode_steps += 1
             work.tokens += 1
-            work.busy_s += report.compute_s
+            work.busy_s += report.own.compute_s
         for row in plan.listed:
             if (one := self._open.get(row.key)) is not None:
                 one.prompt_steps += 1
                 one.tokens += row.count
-                one.busy_s += report.compute_s
+                one.busy_s += report.own.compute_s
 
     def close(self) -> None:
         """Whatever is still computed is given up."""

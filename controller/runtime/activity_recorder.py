@@ -15,7 +15,7 @@ from tidepipe_common.types.sampling import FinishReason
 from tidepipe_common.types.timeline import MemorySample, PhaseTurn, StageSpan, Timeline
 
 SPANS = 16_384
-"""Kept at most: four minutes of a CPU's steps, about one of a GPU's. A span takes some 250 bytes."""
+"""Kept at most: four minutes of a CPU's steps, about one of a GPU's. A span takes some 350 bytes."""
 TURNS = 1024
 SAMPLES = 2400
 SAMPLE_EVERY_S = 0.25
@@ -37,6 +37,13 @@ class _Step(NamedTuple):
     waits: list[float]
 
 
+class _Kept(NamedTuple):
+    """A span, and when it was told of."""
+
+    at_s: float
+    span: StageSpan
+
+
 @dataclass(frozen=True, slots=True)
 class _Mark:
     """Where everything stood at some time, seconds since start."""
@@ -55,7 +62,7 @@ class ActivityRecorder:
         self.turns: deque[PhaseTurn] = deque(maxlen=TURNS)
         self.scored = 0
         self._stages = stages
-        self._spans: deque[StageSpan] = deque(maxlen=SPANS)
+        self._spans: deque[_Kept] = deque(maxlen=SPANS)
         self._samples: deque[MemorySample] = deque(maxlen=SAMPLES)
         self._marks: deque[_Mark] = deque(maxlen=int(WINDOW_S / SAMPLE_EVERY_S) + 1)
         self._steps: dict[int, _Step] = {}
@@ -102,7 +109,7 @@ class ActivityRecorder:
         for index, one in enumerate(told, start=stage + 1 - len(told)):
             # So long ago it has ended at least: the stages behind it have computed since.
             later_s -= one.compute_s
-            self._note_times(index, report.step_id, one, now - max(0.0, later_s))
+            self._note_times(index, report.step_id, one, now - max(0.0, later_s), now)
         step = self._steps.get(report.step_id)
         if step is None:
             return (0.0,) * self._stages, (0.0,) * self._stages
@@ -110,19 +117,20 @@ class ActivityRecorder:
             del self._steps[report.step_id]
         return tuple(step.times), tuple(step.waits)
 
-    def _note_times(self, stage: int, step_id: int, took: StageTimes, now: float) -> None:
+    def _note_times(self, stage: int, step_id: int, took: StageTimes, latest: float, now: float) -> None:
+        """latest: when it has ended at least."""
         self._busy_s[stage] += took.compute_s
         before = self._ends[stage]
-        end = now if before is None else before + took.idle_s + took.compute_s
-        if end > now or now - end > SAMPLE_EVERY_S:
-            end = now
+        end = latest if before is None else before + took.idle_s + took.compute_s
+        if end > latest or latest - end > SAMPLE_EVERY_S:
+            end = latest
         self._ends[stage] = end
         # A report that came late made the span before end late, too; this one then begins where that ends.
         start = end - took.compute_s if before is None else max(before, end - took.compute_s)
         if (step := self._steps.get(step_id)) is not None:
             step.times[stage], step.waits[stage] = took.compute_s, took.input_wait_s
             span = StageSpan(stage, step_id, step.phase, step.tokens, step.decode_rows, start, end)
-            self._spans.append(span)
+            self._spans.append(_Kept(now, span))
 
     def sample(self, scheduler: Scheduler, now: float) -> None:
         """Note how things stand, if it is time to."""
@@ -194,14 +202,13 @@ class ActivityRecorder:
         )
 
     def _spans_since(self, since: float) -> list[StageSpan]:
-        """Spans that ended since then. They are kept by report, which comes SAMPLE_EVERY_S late at most, and
-        a step ends at the last stage: so looking back ends early, and who asks often does not see all."""
+        """Spans that were told of since then, so all that ended since then: who asks from when it asked last
+        misses none, however long after a stage's part the last stage tells of it."""
         found = []
-        for span in reversed(self._spans):
-            if span.stage == self._stages - 1 and span.end_s < since - SAMPLE_EVERY_S:
+        for kept in reversed(self._spans):
+            if kept.at_s < since:
                 break
-            if span.end_s >= since:
-                found.append(span)
+            found.append(kept.span)
         found.reverse()
         return found
 

@@ -23,6 +23,7 @@ from controller.scheduler.fabric import obstacles
 from controller.scheduler.offload import OffloadCapacity
 from controller.scheduler.patience import StepWatch
 from controller.scheduler.split import stage_layers
+from tidepipe_common.codec.plan import WirePlan
 from tidepipe_common.errors import IncompatibleError, UnavailableError
 from tidepipe_common.exception_groups import leaves
 from tidepipe_common.latency.learned import LearnedCost
@@ -151,6 +152,7 @@ class Pipeline:
                     next_address=next_address,
                     fabric_before=before,
                     fabric_after=after,
+                    reports_go_along=all(one.reports_go_along for one in abouts),
                 )
             )
             for stage, layers, next_address, before, after in zip(
@@ -183,9 +185,10 @@ class Pipeline:
     def send(self, plan: StepPlan) -> None:
         """Send a plan to all stages at once. If one takes no plans any more, the epoch ends."""
         self.watch.sent(plan)
+        told = WirePlan(plan)
         for stage in self.stages:
             try:
-                stage.send(plan)
+                stage.send(told)
             except asyncio.QueueFull:
                 self._lose(StageLostError(f"stage {stage.index} at {stage.address} takes no plans"))
 
@@ -229,7 +232,7 @@ class Pipeline:
             for earlier, times in zip(self.stages, done.before, strict=False):
                 earlier.reported(done.step_id, times)
                 self.watch.reported(earlier.index, done.step_id, times.compute_s)
-            self.watch.reported(index, done.step_id, done.compute_s)
+            self.watch.reported(index, done.step_id, done.own.compute_s)
             report(index, done)
 
         try:

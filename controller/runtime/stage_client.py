@@ -18,7 +18,7 @@ from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 from tidepipe_common.codec.adapters import adapters_from_wire
 from tidepipe_common.codec.kv_transfer import orders_to_wire
 from tidepipe_common.codec.numbers import strange_number
-from tidepipe_common.codec.plan import news_from_wire, plan_requests
+from tidepipe_common.codec.plan import WirePlan, news_from_wire
 from tidepipe_common.codec.shape import shape_from_wire
 from tidepipe_common.errors import IncompatibleError, TidePipeError, UnavailableError
 from tidepipe_common.rpc.channel import open_channel
@@ -34,7 +34,6 @@ from tidepipe_common.types.plan import (
     StageFailure,
     StageNews,
     StageTimes,
-    StepPlan,
     StepReport,
 )
 
@@ -52,13 +51,13 @@ CLOCKS_APART, CLOCKS_APART_S = 0.05, 1.0
 
 log = structlog.get_logger()
 
-Queue: TypeAlias = "asyncio.Queue[StepPlan | list[KvOrders] | None]"
+Queue: TypeAlias = "asyncio.Queue[WirePlan | list[KvOrders] | None]"
 """What one epoch of a stage is to be sent; None: nothing more."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageAbout:
-    """What a worker says of itself."""
+    """What a worker says of itself. reports_go_along: it passes on, and tells, what stages before it took."""
 
     model: str
     fingerprint: str
@@ -69,6 +68,7 @@ class StageAbout:
     epoch: int
     fabric: FabricPort
     adapters: tuple[Adapter, ...] = ()
+    reports_go_along: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ class StageSetup:
     next_address: str
     fabric_before: str
     fabric_after: str
+    reports_go_along: bool
 
 
 @dataclass(slots=True)
@@ -180,6 +181,7 @@ class StageClient:
             epoch=reply.epoch,
             fabric=FabricPort(reply.fabric, reply.fabric_device),
             adapters=adapters_from_wire(f"stage {self.index} at {self.address}", reply.adapters),
+            reports_go_along=reply.reports_go_along,
         )
         if about.epoch < self._known_epoch:
             # What the kernel ends for memory can say nothing itself.
@@ -215,7 +217,7 @@ class StageClient:
             fabric_before=setup.fabric_before,
             fabric_after=setup.fabric_after,
             patience_s=HUNG_PATIENCE_S if self.hung else 0.0,
-            reports_go_along=True,
+            reports_go_along=setup.reports_go_along,
         )
         try:
             reply = await self._stub.Configure(request, timeout=CONFIGURE_TIMEOUT_S)
@@ -259,11 +261,11 @@ class StageClient:
         """The same error, saying which stage it is about."""
         return type(error)(f"stage {self.index} at {self.address}: {error}")
 
-    def send(self, plan: StepPlan) -> None:
+    def send(self, plan: WirePlan) -> None:
         """Queue a plan; it is on its way before this stage needs it. asyncio.QueueFull if none are taken."""
         self._plans.put_nowait(plan)
         self._orders = None
-        self._phases[plan.step_id] = plan.phase, time.monotonic()
+        self._phases[plan.plan.step_id] = plan.plan.phase, time.monotonic()
 
     def order(self, orders: KvOrders) -> None:
         """Queue what it is to do with blocks that travel, between plans. asyncio.QueueFull: see `send`."""
@@ -334,7 +336,7 @@ class StageClient:
     def _take(self, news: StageNews | None, report: Callable[[int, StepReport], None]) -> None:
         match news:
             case StepReport(step_id):
-                self.reported(step_id, news.times[-1])
+                self.reported(step_id, news.own)
                 report(self.index, news)
             case Heartbeat(rss_bytes, running_step_id):
                 self.account.rss_bytes, self.account.running_step = rss_bytes, running_step_id
@@ -375,7 +377,7 @@ class StageClient:
                 for orders in plan:
                     yield orders_to_wire(epoch, orders)
                 continue
-            for request in plan_requests(epoch, plan, first=first, last=last):
+            for request in plan.requests(epoch, first=first, last=last):
                 yield request
 
     async def close(self) -> None:

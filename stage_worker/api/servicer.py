@@ -116,6 +116,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             fabric=about.fabric,
             fabric_device=about.fabric_device,
             adapters=adapters_to_wire(about.adapters),
+            reports_go_along=True,
         )
 
     async def Configure(  # noqa: N802
@@ -287,6 +288,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         release = epoch.take("stage before")
         try:
             async for request in request_iterator:
+                await epoch.room(len(request.hidden))
                 self._require(epoch, request.epoch)
                 if len(request.before) not in (0, epoch.spec.index):
                     told, here = len(request.before), epoch.spec.index

@@ -9,18 +9,19 @@ import threading
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 
 from controller.runtime.pipeline import Pipeline, PipelineConfig
-from controller.runtime.stage_client import StageLostError
+from controller.runtime.stage_client import StageAbout, StageClient, StageLostError
 from stage_worker.api.servicer import StageServicer
 from stage_worker.executors.protocol import Executor, StageSpec
 from tests.fakes.stage_backend import SHAPE, FakeBackend, FakeExecutor
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
-from tidepipe_common.codec.plan import plan_requests
+from tidepipe_common.codec.plan import WirePlan
 from tidepipe_common.errors import IncompatibleError
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.server import RpcServer
@@ -112,6 +113,19 @@ async def test_activations_pass_from_stage_to_stage_and_layers_are_split_by_cost
                 await stub.Forward(iter([stage_pb2.ForwardRequest(epoch=first_epoch)]), timeout=5)
             assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert len(await run_steps(stages, [plan(1)])) == 1
+
+
+async def test_beside_an_older_stage_each_reports_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would not tell what those before it took."""
+    describe = StageClient.describe
+
+    async def older(client: StageClient) -> StageAbout:
+        return replace(await describe(client), reports_go_along=client.index != 1)
+
+    monkeypatch.setattr(StageClient, "describe", older)
+    async with pipeline(FakeBackend(), FakeBackend()) as stages:
+        await stages.bring_up()
+        assert [report.before for report in await run_steps(stages, [plan(1), plan(2)])] == [(), ()]
 
 
 async def test_an_ended_epoch_holds_nothing() -> None:
@@ -230,7 +244,7 @@ async def test_what_no_controller_says_is_refused_and_the_epoch_goes_on() -> Non
         ):
             ended, details = await ends(call)
             assert ended is code and why in details
-        for request in plan_requests(7, plan(1), first=True, last=True):
+        for request in WirePlan(plan(1)).requests(7, first=True, last=True):
             await controller.write(request)
         while not (message := await controller.read()).HasField("step"):
             pass

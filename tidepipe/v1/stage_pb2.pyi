@@ -57,6 +57,7 @@ class DescribeStageResponse(_message.Message):
     FABRIC_FIELD_NUMBER: _builtins.int
     FABRIC_DEVICE_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    REPORTS_GO_ALONG_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this contract; a controller refuses another than its own."""
     model: _builtins.str
@@ -79,6 +80,10 @@ class DescribeStageResponse(_message.Message):
     """Equal for workers whose devices can reach each other past their hosts; empty: none."""
     fabric_device: _builtins.str
     """Which device it is there."""
+    reports_go_along: _builtins.bool
+    """It knows ConfigureRequest.reports_go_along. A stage that does not passes no times on, nor tells of any: those of the
+    stages before it would be lost.
+    """
     @_builtins.property
     def shape(self) -> Global___ModelShape:
         """The model's dimensions."""
@@ -103,10 +108,11 @@ class DescribeStageResponse(_message.Message):
         fabric: _builtins.str = ...,
         fabric_device: _builtins.str = ...,
         adapters: _abc.Iterable[_controller_pb2.Adapter] | None = ...,
+        reports_go_along: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "device", b"device", "dtype", b"dtype", "epoch", b"epoch", "fabric", b"fabric", "fabric_device", b"fabric_device", "memory_budget_bytes", b"memory_budget_bytes", "model", b"model", "model_fingerprint", b"model_fingerprint", "pid", b"pid", "protocol_version", b"protocol_version", "rss_bytes", b"rss_bytes", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "device", b"device", "dtype", b"dtype", "epoch", b"epoch", "fabric", b"fabric", "fabric_device", b"fabric_device", "memory_budget_bytes", b"memory_budget_bytes", "model", b"model", "model_fingerprint", b"model_fingerprint", "pid", b"pid", "protocol_version", b"protocol_version", "reports_go_along", b"reports_go_along", "rss_bytes", b"rss_bytes", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

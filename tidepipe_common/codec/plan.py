@@ -67,8 +67,44 @@ def phase_from_wire(phase: int) -> Phase:
     return _PHASE_FROM_WIRE.get(phase, Phase.IDLE)
 
 
-def plan_to_wire(plan: StepPlan, *, first: bool, last: bool) -> stage_pb2.StepPlan:
-    """The part of a plan that one stage needs: tokens go to the first stage, sampling to the last."""
+class WirePlan:
+    """A plan as the stages of a pipeline are told it. What all are told alike is encoded once."""
+
+    def __init__(self, plan: StepPlan) -> None:
+        self.plan = plan
+        self._alike: stage_pb2.StepPlan | None = None
+
+    def write(self, message: stage_pb2.StepPlan, *, first: bool, last: bool) -> None:
+        """The part that one stage needs: tokens go to the first stage, sampling to the last."""
+        if self._alike is None:
+            self._alike = _told_all(self.plan)
+        message.CopyFrom(self._alike)
+        if first:
+            message.token_ids.extend(self.plan.decode.token_ids)
+            for row in self.plan.listed:
+                message.token_ids.extend(row.token_ids)
+        if last:
+            for entry, start in zip(message.starts, self.plan.starts, strict=True):
+                entry.wants_signal = start.wants_signal
+                entry.sampling.CopyFrom(sampling_to_wire(start.sampling))
+                entry.history_token_ids.extend(start.history)
+                entry.eos_token_ids.extend(start.eos_token_ids)
+
+    def requests(self, epoch: int, *, first: bool, last: bool) -> Iterator[stage_pb2.RunRequest]:
+        """The messages that tell one stage of the step: one, or several where its new sequences carry much.
+
+        What is left in the plan's own message is bounded by the step: rows, and blocks that the pool has.
+        """
+        request = stage_pb2.RunRequest(epoch=epoch)
+        message = request.plan
+        self.write(message, first=first, last=last)
+        if message.starts and message.ByteSize() > PIECE_BYTES:
+            yield from _sent_ahead(epoch, message.starts)
+            del message.starts[:]
+        yield request
+
+
+def _told_all(plan: StepPlan) -> stage_pb2.StepPlan:
     decode, listed = plan.decode, plan.listed
     new_block_counts = [0] * len(decode)
     for index, blocks in decode.new_blocks:
@@ -90,35 +126,15 @@ def plan_to_wire(plan: StepPlan, *, first: bool, last: bool) -> stage_pb2.StepPl
         message.save_slots.extend(slot for _, slot in plan.copies.saves)
         message.load_slots.extend(slot for slot, _ in plan.copies.loads)
         message.load_blocks.extend(block for _, block in plan.copies.loads)
-    if first:
-        message.token_ids.extend(decode.token_ids)
-        message.token_ids.extend(token for row in listed for token in row.token_ids)
     for start in plan.starts:
-        entry = message.starts.add(
+        message.starts.add(
             sequence_key=start.key,
             prompt_tokens=start.prompt_tokens,
             trace_context=start.trace_context,
             adapter=start.adapter,
             begins_at=start.begins_at,
         )
-        if last:
-            entry.wants_signal = start.wants_signal
-            entry.sampling.CopyFrom(sampling_to_wire(start.sampling))
-            entry.history_token_ids.extend(start.history)
-            entry.eos_token_ids.extend(start.eos_token_ids)
     return message
-
-
-def plan_requests(epoch: int, plan: StepPlan, *, first: bool, last: bool) -> Iterator[stage_pb2.RunRequest]:
-    """The messages that tell one stage of a step: one, or several where its new sequences carry much.
-
-    What is left in the plan's own message is bounded by the step: rows, and blocks that the pool has.
-    """
-    message = plan_to_wire(plan, first=first, last=last)
-    if message.starts and message.ByteSize() > PIECE_BYTES:
-        yield from _sent_ahead(epoch, message.starts)
-        del message.starts[:]
-    yield stage_pb2.RunRequest(epoch=epoch, plan=message)
 
 
 def _sent_ahead(epoch: int, starts: Iterable[stage_pb2.SequenceStart]) -> Iterator[stage_pb2.RunRequest]:
@@ -277,10 +293,10 @@ def news_to_wire(news: StageNews) -> stage_pb2.RunResponse:
         case StepReport():
             report = stage_pb2.StepReport(
                 step_id=news.step_id,
-                compute_s=news.compute_s,
-                idle_s=news.idle_s,
-                plan_wait_s=news.plan_wait_s,
-                input_wait_s=news.input_wait_s,
+                compute_s=news.own.compute_s,
+                idle_s=news.own.idle_s,
+                plan_wait_s=news.own.plan_wait_s,
+                input_wait_s=news.own.input_wait_s,
                 before=times_to_wire(news.before),
             )
             if news.sampled is not None:
@@ -341,15 +357,8 @@ def news_from_wire(message: stage_pb2.RunResponse) -> StageNews | None:
         signals = tuple([LengthSignal(one.sequence_key, one.values) for one in step.signals])
         logprobs = logprobs_from_wire(step.logprobs)
         sampled = SampledTokens(tuple(step.token_ids), logprobs, errors, prompts, signals)
-        return StepReport(
-            step.step_id,
-            step.compute_s,
-            step.idle_s,
-            step.plan_wait_s,
-            sampled,
-            step.input_wait_s,
-            times_from_wire(step.before),
-        )
+        own = StageTimes(step.compute_s, step.idle_s, step.plan_wait_s, step.input_wait_s)
+        return StepReport(step.step_id, own, sampled, times_from_wire(step.before))
     if which == "heartbeat":
         heart = message.heartbeat
         return Heartbeat(heart.rss_bytes, heart.running_step_id, heart.running_s, heart.done_step_id)

@@ -172,37 +172,36 @@ class SampledTokens:
 
 
 class StageTimes(NamedTuple):
-    """What one stage took for a step, seconds; see StepReport."""
+    """What one stage took for a step, seconds.
+
+    idle_s: since the step before. plan_wait_s: of that, the part before this step's plan was here.
+    input_wait_s: of it, the part before all that the step needs was here; 0: it was here, and waited for the
+    stage.
+    """
 
     compute_s: float
-    idle_s: float
-    plan_wait_s: float
-    input_wait_s: float
+    idle_s: float = 0.0
+    plan_wait_s: float = 0.0
+    input_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """A stage has done its part of a step. Times in seconds.
+    """A stage has done its part of a step.
 
-    idle_s: since the step before. plan_wait_s: of that, the part before this step's plan was here.
-    sampled: by the last stage; None, or nothing, by the others. input_wait_s: of idle_s, the part before all
-    that the step needs was here; 0: it was here, and waited for the stage. before: what the stages before
-    this one took, the first one first, if this one is to tell.
+    own: what it took. sampled: by the last stage; None, or nothing, by the others. before: what the stages
+    before this one took, the first one first, if this one is to tell.
     """
 
     step_id: int
-    compute_s: float
-    idle_s: float
-    plan_wait_s: float
+    own: StageTimes
     sampled: SampledTokens | None = None
-    input_wait_s: float = 0.0
     before: tuple[StageTimes, ...] = ()
 
     @property
     def times(self) -> tuple[StageTimes, ...]:
         """Of all stages that it tells of; this one last."""
-        own = StageTimes(self.compute_s, self.idle_s, self.plan_wait_s, self.input_wait_s)
-        return (*self.before, own)
+        return (*self.before, self.own)
 
 
 @dataclass(frozen=True, slots=True)

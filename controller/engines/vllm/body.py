@@ -254,7 +254,7 @@ class VllmBody:
             stage.account.running_step = running
             self.watch.reported(stage.index, plan.step_id, took.compute_s)
             sampled = step.sampled if stage.index == last else None
-            report(stage.index, StepReport(plan.step_id, took.compute_s, took.idle_s, 0.0, sampled))
+            report(stage.index, StepReport(plan.step_id, took, sampled))
 
     async def _end_engine(self) -> None:
         if self._engine is not None:

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-
-class StageTime(NamedTuple):
-    """Of one stage and step. Seconds: computing, and idle before it."""
-
-    compute_s: float
-    idle_s: float
+from tidepipe_common.types.plan import StageTimes
 
 
 class StageClock:
@@ -25,16 +19,16 @@ class StageClock:
     def __init__(self, stages: int) -> None:
         self._ends: list[float | None] = [None] * stages
 
-    def done(self, sent: float, ended: float) -> Sequence[StageTime]:
+    def done(self, sent: float, ended: float) -> Sequence[StageTimes]:
         """The times of each stage, first to last, of the step that came out now. Steps keep their order."""
         stages = len(self._ends)
         earliest = [sent if end is None else end for end in self._ends]
         earliest[0] = max(sent, earliest[0])
         each = min(max(0.0, ended - begin) / (stages - k) for k, begin in enumerate(earliest))
-        times: list[StageTime] = []
+        times: list[StageTimes] = []
         arrived = sent
         for k, end in enumerate(self._ends):
             begins = max(arrived, arrived if end is None else end)
-            times.append(StageTime(each, begins - (sent if end is None else end)))
+            times.append(StageTimes(each, begins - (sent if end is None else end)))
             arrived = self._ends[k] = begins + each
         return times

@@ -33,8 +33,8 @@ def test_spans_shares_and_bubbles() -> None:
         row = PlanRow(1, step, 1, (5,), (), True)
         activity.note(Tick(), [Dispatch(StepPlan(step, Phase.MIXED, (row,)))], 99.0 + step, 0.0)
         # Reports come a little late; the stages' own times count.
-        activity.stage_done(0, StepReport(step, 1.0, 0.0, 0.0), 100.0 + step + 0.01 * (step % 3))
-        told = activity.stage_done(1, StepReport(step, 0.5, 0.5, 0.0, None, 0.25), 100.5 + step)
+        activity.stage_done(0, StepReport(step, StageTimes(1.0)), 100.0 + step + 0.01 * (step % 3))
+        told = activity.stage_done(1, StepReport(step, StageTimes(0.5, 0.5, 0.0, 0.25)), 100.5 + step)
         assert told == ((1.0, 0.5), (0.0, 0.25))
     activity.note(Tick(), [PhaseSwitched(Phase.MIXED, Phase.IDLE, Reason("all done"))], 110.0, 0.0)
     assert activity.working_s(150.0) == pytest.approx(10.0)
@@ -55,12 +55,26 @@ def test_what_the_last_stage_tells_of_others_is_as_if_they_had_told_it() -> None
     each, last = ActivityRecorder(2), ActivityRecorder(2)
     for recorder in (each, last):
         recorder.note(Tick(), [Dispatch(StepPlan(1, Phase.MIXED, (row,)))], 99.0, 0.0)
-    each.stage_done(0, StepReport(1, 1.0, 0.25, 0.0, None, 0.125), 100.0)
-    told = each.stage_done(1, StepReport(1, 0.5, 0.25, 0.0), 100.5)
-    before = (StageTimes(1.0, 0.25, 0.0, 0.125),)
-    assert last.stage_done(1, StepReport(1, 0.5, 0.25, 0.0, before=before), 100.5) == told
+    first, second = StageTimes(1.0, 0.25, 0.0, 0.125), StageTimes(0.5, 0.25)
+    each.stage_done(0, StepReport(1, first), 100.0)
+    told = each.stage_done(1, StepReport(1, second), 100.5)
+    assert last.stage_done(1, StepReport(1, second, before=(first,)), 100.5) == told
     assert last.timeline("i", 0.0, 0.0).spans == each.timeline("i", 0.0, 0.0).spans
     assert len(last.timeline("i", 0.0, 0.0).spans) == 2
+
+
+def test_a_watcher_misses_no_span_of_a_stage_long_before_the_last() -> None:
+    """Of eight stages that take a second each the first one's part is over for seven when it is told of."""
+    activity, told = ActivityRecorder(8), list[tuple[int, int]]()
+    row = PlanRow(1, 1, 1, (5,), (), True)
+    for step in range(1, 6):
+        now = 100.0 + 8.0 * step
+        activity.note(Tick(), [Dispatch(StepPlan(step, Phase.MIXED, (row,)))], now - 8.0, 0.0)
+        took = StageTimes(1.0, 7.0)
+        activity.stage_done(7, StepReport(step, took, before=(took,) * 7), now)
+        spans = activity.timeline("i", since=now - 0.5, offset_s=0.0).spans
+        told += [(span.step_id, span.stage) for span in spans]
+    assert told == [(step, stage) for step in range(1, 6) for stage in range(8)]
 
 
 def test_forecast_error_counts_natural_ends_only() -> None:

@@ -16,7 +16,7 @@ from controller.scheduler.events import Event, NewSequence, StagesLost
 from controller.scheduler.offload import NO_OFFLOAD
 from controller.scheduler.scheduler import Scheduler
 from controller.scheduler.state import SchedulerConfig
-from tidepipe_common.types.plan import SampledTokens, StepPlan, StepReport
+from tidepipe_common.types.plan import SampledTokens, StageTimes, StepPlan, StepReport
 from tidepipe_common.types.prompt_reading import PromptPiece
 from tidepipe_common.types.sampling import PositionLogprobs, SamplingParams, TokenLogprob
 
@@ -52,7 +52,7 @@ class OneStage:
             plan = await self._plans.get()
             right = SampledTokens((7,) * sum(row.sample for row in plan.rows))
             sampled = self._first.pop() if self._first else right
-            report(0, StepReport(plan.step_id, 0.01, 0.0, 0.0, sampled))
+            report(0, StepReport(plan.step_id, StageTimes(0.01), sampled))
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_a_stage_reports_what_its_device_took(backend: EmulatedBackend) -> None:
     report = reports.get(timeout=10)
     assert runner.stop(10)
     expected = backend.configure(HALF).execute(prefill(1, 7, 10), None).seconds
-    assert report.compute_s == pytest.approx(expected, abs=1e-9)
+    assert report.own.compute_s == pytest.approx(expected, abs=1e-9)
 
 
 def test_memory_is_that_of_the_device(backend: EmulatedBackend) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidepipe_common import limits
-from tidepipe_common.codec.plan import StartsAhead, plan_from_wire, plan_requests
+from tidepipe_common.codec.plan import StartsAhead, WirePlan, plan_from_wire
 from tidepipe_common.codec.sampling import check_carried, sampling_to_wire
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.openai.batch import BatchLineError, parse_line
@@ -79,7 +79,7 @@ def test_starts_of_any_size_arrive_whole_in_small_messages(
     plan = StepPlan(5, Phase.PREFILL, (), starts, (1, 2))
     ahead = StartsAhead()
     sizes = []
-    for request in plan_requests(9, plan, first=True, last=True):
+    for request in WirePlan(plan).requests(9, first=True, last=True):
         sizes.append(request.ByteSize())
         ahead.add(request.starts)
     assert request.HasField("plan")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tidepipe.v1 import stage_pb2
 from tidepipe_common.codec import plan as plan_codec
-from tidepipe_common.codec.plan import plan_from_wire, plan_to_wire
+from tidepipe_common.codec.plan import WirePlan, plan_from_wire
 from tidepipe_common.types.plan import DecodeRows, Phase, PlanRow, StepPlan
 
 ids = st.integers(0, 2**31)
@@ -30,7 +30,11 @@ def test_rows_survive(
     granted = tuple((index, row[3]) for index, row in enumerate(decode) if row[3])
     listed = tuple(PlanRow(k, first, len(ids), tuple(ids), new, s) for k, first, ids, new, s in chunks)
     plan = StepPlan(3, Phase.MIXED, listed, (), (7,), DecodeRows(keys, positions, tokens, granted))
-    arrived = plan_from_wire(plan_to_wire(plan, first=True, last=True))
+    told = WirePlan(plan)
+    (middle,) = told.requests(1, first=False, last=False)
+    assert not middle.plan.token_ids and list(middle.plan.sequence_keys) == [row.key for row in plan.rows]
+    (whole,) = told.requests(1, first=True, last=True)
+    arrived = plan_from_wire(whole.plan)
     expected = [PlanRow(k, position, 1, (token,), new, True) for k, position, token, new in decode]
     assert arrived.rows == plan.rows == (*expected, *listed)
     assert (arrived.tokens, arrived.samples, arrived.releases) == (plan.tokens, plan.samples, (7,))

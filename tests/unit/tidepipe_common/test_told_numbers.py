@@ -16,6 +16,7 @@ from tidepipe.v1 import controller_pb2, predictor_pb2, stage_pb2
 from tidepipe_common.codec.controller import check_report, check_spec, check_values
 from tidepipe_common.codec.kv_transfer import orders_from_wire
 from tidepipe_common.codec.numbers import strange_number
+from tidepipe_common.codec.plan import WirePlan
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.types.plan import Phase, StepPlan
 from tidepipe_common.types.sampling import SamplingParams
@@ -143,7 +144,7 @@ async def test_a_stages_news_end_its_epoch_before_they_count(news: stage_pb2.Run
     stage = StageClient("127.0.0.1:1", 1, 2)
     try:
         stage._stub.Run = lambda requests: Stream(news)
-        stage.send(StepPlan(1, Phase.DECODE, ()))
+        stage.send(WirePlan(StepPlan(1, Phase.DECODE, ())))
         with pytest.raises(StageLostError, match=f"stage 1 at 127.0.0.1:1: .*{said}.*, which cannot be"):
             await stage.run(1, lambda index, report: pytest.fail("it was heard"))
         assert stage.account.decode_busy_s == 0.0 and stage.open_steps == (1,)
