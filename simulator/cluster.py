@@ -35,7 +35,7 @@ from router.scheduler.events import (
 )
 from router.scheduler.instance_report import InstanceReport
 from router.scheduler.macro import MacroInstance
-from router.scheduler.policies.catalog import FINDING
+from router.scheduler.policies.catalog import BY_SLACK, FINDING
 from router.scheduler.prefill import PrefillTime
 from router.scheduler.request import Decoding, RouteRequest
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
@@ -204,11 +204,7 @@ class VirtualCluster:
         self._larger = larger[0], PrefillTime(cost, stages, larger[1])
         self._context = context
         self._router = RoutingScheduler(rules.router)
-        self._slack = (
-            "padg" in rules.router.policy
-            or rules.router.policy in ROUTING_WITH_ROLES
-            or rules.router.scaling is not None
-        )
+        self._slack = rules.router.policy in BY_SLACK or rules.router.scaling is not None
         self._instances: dict[str, VirtualInstance] = {}
         self._draining: set[str] = set()
         self._starting: list[tuple[float, str]] = []

@@ -9,6 +9,7 @@ from itertools import product
 from controller.scheduler.policies.catalog import ROUTING, Knobs, step_knob
 from controller.scheduler.policies.catalog import default_knobs as default_settings
 from router.scheduler.policies.arrow import LOW
+from router.scheduler.policies.roles import PACED_POLICY
 from router.scheduler.routing_scheduler import OverallConfig
 from simulator.cluster import ClusterRules, VirtualCluster, VirtualInstance, number_of
 from simulator.cluster_spec import ClusterSpec
@@ -212,7 +213,7 @@ def cluster_of(
     rules = InstanceRules(
         mixed,
         budget,
-        paced=system == "auto",
+        paced=system == PACED_POLICY,
         context=spec.context,
         reuse=spec.prefix_caching,
         tells=routes.knows,

@@ -7,7 +7,7 @@ from typing import Any
 
 from controller.scheduler.hand_over import HandOver
 from controller.scheduler.policies import Policy
-from controller.scheduler.policies.catalog import Knobs, Setup, known_knobs, make_setup
+from controller.scheduler.policies.catalog import BY_STEP_TIMES, Knobs, Setup, known_knobs, make_setup
 from controller.scheduler.scheduler import Scheduler, SchedulerConfig
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.correction import CorrectedCost, LearningCost
@@ -67,9 +67,7 @@ class SchedulerSpec:
         cost: LearningCost = profiled or LearnedCost()
 
         def chosen(name: str) -> tuple[Policy, SchedulerConfig]:
-            # Slack is counted in step times, so padg takes learned ones where none were given; `auto`
-            # compares step sizes, of which a few timed steps say too little.
-            setup = self.setup(name, cost if name.startswith("padg") else profiled)
+            setup = self.setup(name, cost if name in BY_STEP_TIMES else profiled)
             config = setup.config(
                 self.shape.context_length,
                 self.shape.eos_token_ids if eos_token_ids is None else eos_token_ids,

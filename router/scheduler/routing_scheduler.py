@@ -50,16 +50,14 @@ from router.scheduler.macro import MacroInstance
 from router.scheduler.mitosis import Bounds, Mitosis, Move
 from router.scheduler.pending import PendingQueue, PendingRoom
 from router.scheduler.policies.catalog import FINDING, FLOWING, make_routing_policy
-from router.scheduler.policies.moving import Asked
-from router.scheduler.policies.taichi import TaiChi, kinds
+from router.scheduler.policies.moving import Asked, MovingPolicy
 from router.scheduler.request import Decoding, RouteRequest
 from router.scheduler.roles import EVERYBODY
 from router.scheduler.scaling import AutoScaling, ScalingRules
 from router.scheduler.shedding import ServiceRate, hopeless, last_chance
 from router.scheduler.taking_over import take_over
 from router.scheduler.view import InstanceView
-from tidepipe_common.errors import ConfigError
-from tidepipe_common.settings.defaults import ALL_ALIKE, ROUTING_WITH_ROLES
+from tidepipe_common.settings.defaults import ROUTING_WITH_ROLES
 
 HELD_S = 1.0
 """What instances have is looked at so often."""
@@ -423,18 +421,15 @@ class RoutingScheduler:
         """Prefill instances; none under a policy without roles that was chosen later."""
         return self.config.prefill_instances if policy in ROUTING_WITH_ROLES else 0
 
-    def check_policy(self, name: str) -> None:
-        """ConfigError if it is unknown, or would find nothing here to go by."""
-        make_routing_policy(name)
-        views = [view for macro in self.macros.values() for view in macro.views if view.ready]
-        if name == TaiChi.name and views and not kinds(views)[0]:
-            raise ConfigError(
-                f"{ALL_ALIKE}: start some with other --policy-settings (token_budget), or choose another "
-                "routing"
-            )
+    def lacks(self, name: str) -> str:
+        """Why a policy would find nothing to go by here; empty: it would. ConfigError: there is none of that
+        name."""
+        policy = self._policy(name)
+        views = [view for macro in self.macros.values() for view in macro.views]
+        return policy.lacks(views) if isinstance(policy, MovingPolicy) else ""
 
     def _set_policy(self, name: str) -> None:
-        self.check_policy(name)
+        self._policy(name)  # what is wrong is told while no instance is there, too
         fresh = {macro_id: self._policy(name) for macro_id in self.macros}
         self.policy_name = name
         for macro_id, policy in fresh.items():

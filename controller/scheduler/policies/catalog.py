@@ -333,6 +333,10 @@ more hides; and a core is saturated by few tokens."""
 DEFAULTS: Mapping[str, Knobs] = {name: entry.knobs for name, entry in _POLICIES.items()}
 """All knobs of each policy."""
 
+BY_STEP_TIMES = ("padg", "padg-apart", "padg-published")
+"""Those that count slack in step times, of which a few timed steps say enough where none were told. `auto`
+compares step sizes, of which these say too little."""
+
 
 def _switching(text: str, cost: StepCost | None) -> Switching:
     kind, _, level = text.partition(":")

@@ -137,8 +137,7 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
             [grouping.registry.link(request.instance_id)] if request.instance_id else list(grouping.registry)
         )
         if request.routing:
-            for model in grouping.models:
-                model.dispatcher.scheduler.check_policy(request.routing)
+            self._check_routing(request.routing)
         if request.instance_policy:
             for link in links:
                 try:
@@ -154,6 +153,12 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
         return pb.SetPoliciesResponse(
             routing=grouping.models.main.dispatcher.scheduler.policy_name, instance_policies=policies
         )
+
+    def _check_routing(self, name: str) -> None:
+        """ConfigError if it is unknown, or finds nothing to go by at any model: there all are alike to it."""
+        lacks = [model.dispatcher.scheduler.lacks(name) for model in self._grouping.models]
+        if lacks and all(lacks):
+            raise ConfigError(lacks[0])
 
     async def ClearPrefixCaches(  # noqa: N802
         self, request: pb.ClearPrefixCachesRequest, context: Context

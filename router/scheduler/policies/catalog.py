@@ -45,6 +45,8 @@ computed, which change with every step."""
 FINDING = ("auto", "padg", "prefix", "most-hits", "roles")
 """Those that look for the instance that has a prompt's beginning."""
 
+BY_SLACK = ("auto", "padg", "padg-published", "padg-shuffled", "padg-unbounded", "roles", "taichi", "arrow")
+"""Those that look at what instances report of targets and of memory to come."""
 
 SHEDDING = ("auto", "padg", "padg-published", "padg-shuffled")
 """Those that refuse who cannot be served in time, instead of serving all too late."""

@@ -80,6 +80,10 @@ class MovingPolicy(ABC):
         """Where one would go on whose prompt is being computed, as things stand; nothing is noted."""
         return None
 
+    def lacks(self, views: Sequence[InstanceView]) -> str:
+        """Why it would find nothing to go by among these instances, and what helps; empty: it would."""
+        return ""
+
     def look(self, views: Sequence[InstanceView], now: float) -> list[tuple[str, Role]]:
         """Who has which share from now on, if one has another."""
         return []

@@ -26,6 +26,7 @@ from router.scheduler.policies.spread import FULL
 from router.scheduler.request import Decoding, RouteRequest
 from router.scheduler.roles import EVEN, Role
 from router.scheduler.view import InstanceView
+from tidepipe_common.settings.defaults import ALL_ALIKE
 
 HEAVY, LIGHT = 0.75, 0.25
 """Shares of prefill by which the kinds are shown."""
@@ -236,6 +237,14 @@ class TaiChi(MovingPolicy):
         return view.kv_total - view.kv_free + self.coming(view)
 
     # -- kinds ------------------------------------------------------------------------------------------
+
+    def lacks(self, views: Sequence[InstanceView]) -> str:
+        """Two kinds. Instances that are away for now count: they come back with their chunks."""
+        if not views or kinds(views)[0]:
+            return ""
+        return (
+            f"{ALL_ALIKE}: start some with other --policy-settings (token_budget), or choose another routing"
+        )
 
     def look(self, views: Sequence[InstanceView], now: float) -> list[tuple[str, Role]]:
         """Kinds are shown as shares."""

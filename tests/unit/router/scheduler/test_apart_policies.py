@@ -14,6 +14,7 @@ from router.scheduler.events import (
     HandOver,
     InstanceJoined,
     InstanceLeft,
+    InstanceReconnected,
     InstanceReported,
     PromptBegun,
     RequestArrived,
@@ -97,6 +98,14 @@ def test_all_alike_is_hybrid_batching() -> None:
     scheduler = cluster("taichi", 256, 256)
     assert [routed(scheduler, f"r{n}", 100, 0.0) for n in range(4)] == ["i0", "i1", "i0", "i1"]
     assert not scheduler.on(FirstToken(0.1, request("r0", 101, slo=SLO), "i0"), 0.2)
+
+
+def test_an_instance_that_is_away_still_tells_the_kinds_apart() -> None:
+    """Chosen while the only prefill-heavy one is not ready; refused where no kinds are at all."""
+    scheduler = cluster("least-loaded", 1024, 64)
+    scheduler.on(InstanceReconnected("i0"), 0.0)
+    assert not scheduler.lacks("taichi")
+    assert "all have the same" in cluster("least-loaded", 64, 64).lacks("taichi")
 
 
 def test_decoding_flows_down_where_memory_ends_and_back_where_time_does() -> None:

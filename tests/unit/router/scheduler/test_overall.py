@@ -124,8 +124,7 @@ def test_regrouping_takes_along_what_is_known() -> None:
         scheduler.on(SetPolicy("best"), 0.0)
     scheduler.on(SetPolicy("least-loaded"), 0.0)
     assert scheduler.macros["macro-2"].policy.name == "least-loaded"
-    with pytest.raises(ConfigError, match="all have the same"):
-        scheduler.on(SetPolicy("taichi"), 0.0)
+    assert "all have the same" in scheduler.lacks("taichi") and not scheduler.lacks("arrow")
     assert scheduler.policy_name == "least-loaded"
 
 
