@@ -305,7 +305,7 @@ class ExactInstance:
             slack=as_points(found.slack, now),
             policy=found.policy,
             holdings=None if self._holdings is None else self._holdings.next(),
-            transfer=replace(self._said, far=transfers.far.way, near=transfers.near.way),
+            transfer=replace(self._said, far=transfers.far.way(now), near=transfers.near.way(now)),
         )
 
     def _hear(self, event: Event) -> None:

@@ -38,6 +38,7 @@ from controller.scheduler.step_budget import (
     turnover_of,
 )
 from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
+from router.scheduler.policies.roles import PACED_POLICY
 from simulator.borrowed import Loans
 from simulator.decode_batch import DecodeBatch
 from simulator.job import NOT_YET, Job
@@ -481,9 +482,11 @@ class FastForwardInstance:
             left=left,
             window_deadline=FOREVER if until is None else now + until,
             slack=self._slack if slack else Slack(),
-            policy="auto" if self._rules.paced else "",
+            policy=PACED_POLICY if self._rules.paced else "",
             holdings=None if self._holdings is None else self._holdings.next(),
-            transfer=replace(self._said, far=self._transfers.far.way, near=self._transfers.near.way),
+            transfer=replace(
+                self._said, far=self._transfers.far.way(now), near=self._transfers.near.way(now)
+            ),
         )
 
     def reckon_slack(self, now: float) -> tuple[SlackReport | None, int]:

@@ -71,7 +71,7 @@ class Ways:
     def send(
         self, source: int, target: int, nbytes: float, now: float, beside_s: float = 0.0
     ) -> tuple[float, float]:
-        """When so many bytes have arrived; and the bytes that were on that way to the target before them.
+        """When so many bytes have arrived; and the bytes that were still to come to the target before them.
 
         beside_s: how long before now the first of them could go, and the others as they were computed.
         """
@@ -85,7 +85,7 @@ class Ways:
         arrives = into.send(nbytes, out.send(nbytes, now, beside_s), nbytes / rate)
         self._under_way[near, target] = [*ahead, (arrives, nbytes)]
         self.sent_bytes += nbytes
-        return arrives, sum(size for _, size in ahead)
+        return arrives, sum(min(size, (until - now) * rate) for until, size in ahead)
 
 
 def handle_of(

@@ -346,8 +346,8 @@ class LiveInstance:
             return None
         if port is None or not (token_bytes := port.token_bytes):
             return None
-        transfers = self.scheduler.hand_over.transfers
-        return KvTransfer(token_bytes, transfers.far.way, transfers.near.way, port.node)
+        transfers, now = self.scheduler.hand_over.transfers, self.now()
+        return KvTransfer(token_bytes, transfers.far.way(now), transfers.near.way(now), port.node)
 
     @property
     def _wanted(self) -> bool:

@@ -23,7 +23,7 @@ WHY_FETCHED = {
 
 @dataclass(frozen=True, slots=True)
 class Fetching:
-    """A fetch under way. source: where from (KvHandle.source). ahead: bytes that were under way before it.
+    """A fetch under way. source: where from (KvHandle.source). ahead: bytes that were to come before it.
 
     near: within the node. predicted_s: until it is here. rest: of what mostly is here already.
     ahead_of_it: its sequence is still elsewhere, and the blocks may still be computed: it is not counted as
@@ -65,10 +65,10 @@ class FetchRule:
         """What a fetch of its blocks takes."""
         return self.transfers.by(is_near(handle.node, self.node))
 
-    def expected_s(self, handle: KvHandle, nbytes: int, *, rest: bool = False) -> float:
+    def expected_s(self, handle: KvHandle, nbytes: int, now: float, *, rest: bool = False) -> float:
         """Until so many bytes of it would be here. rest: the most of it is."""
         transfer = self.transfer(handle)
-        return (transfer.rest_seconds if rest else transfer.seconds)(nbytes, transfer.under_way)
+        return (transfer.rest_seconds if rest else transfer.seconds)(nbytes, transfer.under_way(now))
 
     def against(
         self,
@@ -90,7 +90,7 @@ class FetchRule:
         if breaker is not None and not breaker.lets(now):
             numbers = {"failures": breaker.failures, "again_in_s": max(0.0, breaker.until - now)}
             return Reason(f"fetches from {handle.source} failed", numbers)
-        fetch_s = self.expected_s(handle, nbytes, rest=rest)
+        fetch_s = self.expected_s(handle, nbytes, now, rest=rest)
         compute_s = inf
         if self._cost is not None:
             compute_s = compute_seconds(self._cost, begin, tokens, chunk)
@@ -108,7 +108,7 @@ class FetchRule:
         beside = transfer.going_ahead
         if ahead:
             transfer.going_ahead += nbytes
-        under_way = transfer.under_way if ahead else transfer.begin(nbytes)
+        under_way = transfer.under_way(now) if ahead else transfer.begin(nbytes, now)
         predicted = (transfer.rest_seconds if rest else transfer.seconds)(nbytes, under_way)
         if not ahead and (breaker := self._sources.of(source)) is not None:
             breaker.tried(now, timeout_s(predicted))
@@ -122,7 +122,7 @@ class FetchRule:
         if fetching.ahead_of_it:
             transfer.going_ahead -= fetching.nbytes
             return Reason(f"the blocks did not come: {news.error}" if news.error else "fetched", numbers)
-        transfer.under_way -= fetching.nbytes
+        transfer.ended(fetching.nbytes, now)
         if not news.error:
             if fetching.rest:
                 transfer.observe_rest(news.nbytes, fetching.ahead, news.seconds)

@@ -196,7 +196,7 @@ class HandOver:
             return False
         if one.ahead_until is None:
             nbytes = state.allocator.blocks_for(handle.computed) * handle.block_bytes
-            one.ahead_until = now + waited_s(self.rule.expected_s(handle, nbytes))
+            one.ahead_until = now + waited_s(self.rule.expected_s(handle, nbytes, now))
         return now < min(one.ahead_until, one.until)
 
     @staticmethod

@@ -21,6 +21,8 @@ STRIDE = 2.0
 LEAST_S, MOST_S = 1e-4, 600.0
 LEAST_RATE, MOST_RATE = 1e3, 1e13
 MOST_BYTES = 1e15
+LATE = 2.0
+"""Times its fixed time, after which a fetch should have come."""
 
 
 def quicker_fetched(fetch_s: float, compute_s: float, others: int) -> bool:
@@ -31,39 +33,68 @@ def quicker_fetched(fetch_s: float, compute_s: float, others: int) -> bool:
 
 class TransferCost:
     """Of one instance's way in: fetches follow each other, at one rate, and each has a fixed time besides
-    (asking, waiting for steps under way).
+    (asking, waiting for steps under way), which keeps nobody from the way.
 
-    under_way: bytes of fetches that have begun. going_ahead: of others, whose blocks may still be computed.
+    going_ahead: bytes of fetches whose blocks may still be computed: they are not in the line.
     """
 
     def __init__(self, bytes_per_s: float, latency_s: float = LATENCY_S) -> None:
         """As they are expected to be, before anything was measured."""
         self.bytes_per_s = bytes_per_s
         self.latency_s = latency_s
-        self.under_way = self.going_ahead = 0
+        self.going_ahead = 0
+        self._line: list[tuple[int, float]] = []
+        """Bytes of each fetch that has begun and not ended, and since when the way could be theirs."""
         self._expected = max(LEAST_S, latency_s), 1.0 / bytes_per_s
         self._seen: deque[tuple[float, float]] = deque(maxlen=OBSERVED)
         self._rests: deque[float] = deque(maxlen=OBSERVED)
         """Fixed times of fetches of little that was left, as long as nothing else says what they are."""
 
-    @property
-    def way(self) -> KvWay:
+    def way(self, now: float) -> KvWay:
         """As it is now."""
-        return KvWay(self.bytes_per_s, self.latency_s, self.under_way)
+        return KvWay(self.bytes_per_s, self.latency_s, self.under_way(now))
+
+    def under_way(self, now: float) -> float:
+        """Bytes of fetches that have begun and are still to come: as many have come as there was time for;
+        but where the first one in line is late, none of those behind it."""
+        left = free = 0.0
+        for place, (nbytes, since) in enumerate(self._line):
+            free = max(free, since) + nbytes / self.bytes_per_s
+            if place == 0 and now > free + LATE * self.latency_s:
+                return sum(size for size, _ in self._line[1:])
+            left += min(nbytes, max(0.0, free - now) * self.bytes_per_s)
+        return left
 
     def seconds(self, nbytes: float, ahead: float = 0.0) -> float:
         """Until so many bytes are here. ahead: of fetches that are under way."""
-        return self.way.seconds(nbytes, ahead)
+        return KvWay(self.bytes_per_s, self.latency_s).seconds(nbytes, ahead)
 
     def rest_seconds(self, nbytes: float, ahead: float = 0.0) -> float:
         """As `seconds`, of little that is left of what is here."""
         fixed_s = median(self._rests) if self._rests else self.latency_s
         return KvWay(self.bytes_per_s, fixed_s).seconds(nbytes, ahead)
 
-    def begin(self, nbytes: int) -> int:
+    def begin(self, nbytes: int, now: float) -> float:
         """A fetch of so many bytes begins: how many are under way before it."""
-        ahead, self.under_way = self.under_way, self.under_way + nbytes
+        ahead = self.under_way(now)
+        self._line.append((nbytes, now))
         return ahead
+
+    def ended(self, nbytes: int, now: float) -> None:
+        """One of so many bytes has ended. Nothing happens if it was interrupted."""
+        place = next((at for at, (size, _) in enumerate(self._line) if size == nbytes), None)
+        if place is None:
+            return
+        del self._line[place]
+        if place == 0 and self._line:
+            # Its fixed time it had while the one before it came.
+            size, began = self._line[0]
+            self._line[0] = size, max(began, now - self.latency_s)
+
+    def interrupted(self) -> None:
+        """Nothing is under way any more."""
+        self._line.clear()
+        self.going_ahead = 0
 
     def expect(self, bytes_per_s: float) -> None:
         """It is said to be that much; what was measured is believed rather."""
@@ -123,7 +154,7 @@ class TransferCosts:
     def interrupted(self) -> None:
         """Nothing is under way any more."""
         for one in (self.far, self.near):
-            one.under_way = one.going_ahead = 0
+            one.interrupted()
 
 
 def fitted(seen: deque[tuple[float, float]], latency_s: float, byte_s: float) -> tuple[float, float]:

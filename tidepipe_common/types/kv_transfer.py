@@ -116,7 +116,7 @@ class KvLayout:
 class KvWay:
     """A way in of KV blocks: its rate, and the fixed time of each fetch, as measured or as the link has it.
 
-    bytes_per_s: 0: there is none. under_way: bytes of fetches that have begun.
+    bytes_per_s: 0: there is none. under_way: bytes of fetches that have begun and that are still to come.
     """
 
     bytes_per_s: float = 0.0

@@ -558,7 +558,7 @@ def test_what_goes_ahead_is_no_slow_link() -> None:
     behind = rule.begin(handle, 10**8, 0.0)
     rule.ended(behind, KvFetched(1, nbytes=10**8, seconds=1.0), 1.0)
     rule.ended(ahead, KvFetched(2, nbytes=10**9, seconds=1.1), 1.1)
-    assert ways.far.way == KvWay(1e9, 0.005)
+    assert ways.far.way(2.0) == KvWay(1e9, 0.005)
     alone = rule.begin(handle, 10**8, 2.0)
     rule.ended(alone, KvFetched(3, nbytes=10**8, seconds=1.0), 3.0)
     assert ways.far.seconds(1e8) > 0.5

@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from math import isfinite
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,12 +71,40 @@ def test_what_blocks_that_go_ahead_explain_teaches_nothing(
 ) -> None:
     """Nobody knows how many of them were before a fetch; what takes longer than all of them is learned."""
     cost = TransferCost(link[1], link[0])
-    before = cost.way
+    before = cost.way(0.0)
     for size, part in course:
         cost.observe(size, 0.0, cost.seconds(size, part * beside), beside)
-    assert cost.way == before
+    assert cost.way(0.0) == before
     cost.observe(SIZES[2], 0.0, 1.5 * cost.seconds(SIZES[2], beside), beside)
     assert cost.seconds(SIZES[2]) > before.seconds(SIZES[2])
+
+
+@given(
+    LINKS,
+    st.lists(st.tuples(st.floats(0.0, 3.0), st.floats(0.5, 2.0)), min_size=30, max_size=60),
+)
+def test_of_what_is_under_way_only_what_is_to_come_counts(
+    link: tuple[float, float], course: list[tuple[float, float]]
+) -> None:
+    """One fetch after the other over a link, asked for whenever it may be: each is predicted as it comes, and
+    the rate that is learned is the link's."""
+    latency_s, rate = link
+    cost = TransferCost(rate, latency_s)
+    now, free, open_ = 0.0, 0.0, list[tuple[float, int, float, float]]()
+    for pause, scale in course:
+        nbytes = round(scale * SIZES[3])
+        now += pause * nbytes / rate
+        for end, size, begin, ahead in [one for one in open_ if one[0] <= now]:
+            cost.ended(size, end)
+            cost.observe(size, ahead, end - begin)
+        open_ = [one for one in open_ if one[0] > now]
+        free = max(free, now) + nbytes / rate
+        ahead = cost.begin(nbytes, now)
+        assert free + latency_s - now == pytest.approx(cost.seconds(nbytes, ahead), rel=0.02)
+        open_.append((free + latency_s, nbytes, now, ahead))
+    assert cost.bytes_per_s == pytest.approx(rate, rel=0.02)
+    cost.interrupted()
+    assert [cost.begin(100, 0.0), cost.begin(50, 0.0), cost.under_way(1e9)] == [0.0, 100.0, 50.0]
 
 
 def layers_on(hosts: list[str]) -> list[KvStage]:
