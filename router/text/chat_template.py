@@ -14,7 +14,7 @@ from tidepipe_common.text.json_text import depth, parse_json
 from tidepipe_common.text.text import quoted
 from tidepipe_common.types.request import ChatTurn
 from tidepipe_common.types.thought import TemplateOptions
-from tidepipe_common.types.tool_text import read_calls, read_tool
+from tidepipe_common.types.tool_text import read_calls, read_tools
 
 _OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
 """Arguments that are not a client's to set; nor are the tokenizer's special tokens."""
@@ -58,7 +58,7 @@ class ChatTemplate:
             )
         arguments = self._options(options)
         turns = [_template_turn(turn) for turn in messages]
-        shown = [read_tool(tool, number) for number, tool in enumerate(tools)] or None
+        shown = read_tools(tools) or None
         try:
             if shown is not None and self._shows_xml_tools:
                 return self._apply(turns, None, {**arguments, "xml_tools": shown})

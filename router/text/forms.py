@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from tidepipe_common.text.json_text import parse_json
 from tidepipe_common.text.text import quoted
 from tidepipe_common.types.request import GenerationRequest
 from tidepipe_common.types.structure import Form, Structure
-from tidepipe_common.types.tool_text import read_tool
+from tidepipe_common.types.tool_text import read_tools
 
 _NAME = re.compile(rf"[\w.-]{{1,{MAX_TOOL_NAME_CHARACTERS}}}")
 
@@ -33,11 +32,10 @@ def answer_form(request: GenerationRequest, dialect: Dialect, thinking: Thinking
     wished, choice = request.sampling.structure, request.tool_choice
     forced = choice.mode == "required"
     chosen = forced or bool(choice.names) or not choice.parallel
-    tools = [read_tool(tool, number)["function"] for number, tool in enumerate(request.tools)]
-    _check_twice([tool["name"] for tool in tools])
     functions = []
+    # Most need not be read here: the chat template has, which is where they are checked.
     if request.callable and (chosen or any('"strict"' in tool for tool in request.tools)):
-        functions = [_function(tool) for tool in tools]
+        functions = [_function(tool["function"]) for tool in read_tools(request.tools)]
     if not chosen and not any(strict for _, strict in functions):
         if wished is None or thinking == "no":
             return wished
@@ -88,13 +86,6 @@ def _check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
             f"most {MAX_TOOL_NAME_CHARACTERS}; not {quoted(odd[0])}",
             "tools",
         )
-
-
-def _check_twice(names: Sequence[str]) -> None:
-    """A call of one of two would be either's."""
-    if len(set(names)) < len(names):
-        twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise InvalidRequestError(f"two tools have the name {quoted(twice)}", "tools")
 
 
 def _function(function: Mapping[str, Any]) -> tuple[Function, bool]:

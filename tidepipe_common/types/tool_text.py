@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.text.json_text import kind, parse_json
+from tidepipe_common.text.text import quoted
 
 
 def wrong_with_tool(value: Any) -> str | None:
@@ -31,8 +34,18 @@ def wrong_with_call(value: Any) -> str | None:
     return None
 
 
-def read_tool(text: str, number: int) -> dict[str, Any]:
-    """A request's tool of that number. InvalidRequestError."""
+def read_tools(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """A request's tools. InvalidRequestError: one of them is none, or two have one name."""
+    tools = [_read_tool(text, number) for number, text in enumerate(texts)]
+    names = Counter(tool["function"]["name"] for tool in tools)
+    if len(names) < len(tools):
+        # A call of one of them would be either's.
+        twice = next(name for name, count in names.items() if count > 1)
+        raise InvalidRequestError(f"two tools have the name {quoted(twice)}", "tools")
+    return tools
+
+
+def _read_tool(text: str, number: int) -> dict[str, Any]:
     value = _parsed(text, f"tools.{number}", "tools")
     if wrong := wrong_with_tool(value):
         raise InvalidRequestError(f"tools.{number} {wrong}", "tools")

@@ -140,6 +140,13 @@ def test_choices_that_make_no_sense_are_refused(fields: dict[str, Any], message:
     assert message in str(caught.value) and caught.value.param == param
 
 
+def test_two_tools_of_one_name_are_refused_by_whatever_reads_a_chat() -> None:
+    """Where only tokens are wanted (/tokenize, count_tokens) as well."""
+    for template in (THINKING, PLAIN):
+        with pytest.raises(InvalidRequestError, match="two tools have the name 'look'"):
+            prompt(model(template), TemplateOptions(), (look(), look(strict=True)))
+
+
 def test_a_thought_is_bounded_where_there_may_be_one() -> None:
     text = model(THINKING)
     ids = {mark: text.encode(mark)[0] for mark in SPECIAL}
