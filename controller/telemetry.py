@@ -147,7 +147,7 @@ def _scheduler_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[
     yield gauge("tidepipe_decode_batches", "Decode micro-batches.", len(scheduler.batches.sizes()), **label)
     way = scheduler.state.dispatch
     yield gauge("tidepipe_dispatch_seconds", "What a step costs beside computing.", way.seconds, **label)
-    yield total("tidepipe_dispatch_steps", "Steps by which that was measured.", way.steps, **label)
+    yield total("tidepipe_dispatch_steps", "Steps by which that was measured.", way.measured, **label)
     yield total("num_preemptions", "Sequences that lost their KV blocks.", stats.preemptions, **label)
     yield total("tidepipe_steals", "Sequences moved between decode batches.", stats.steals, **label)
     yield total("tidepipe_prefill_tokens", "Prompt tokens computed.", stats.prefill_tokens, **label)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from tidepipe_common.device_name import missing_device
+
 _SHARE_OF_MEMORY = 0.5
 _GIB = 2**30
 
@@ -24,19 +26,10 @@ def worker_device(wanted: str, worker: int) -> str:
 
 def device_fault(wanted: str) -> str:
     """Why the device cannot be had here, as far as that is known without loading torch; "" if it may be."""
-    kind, _, index = wanted.partition(":")
-    if kind != "cuda":
-        return ""
     if not _torch_has_cuda():
-        return (
-            f"device {wanted} was asked for, but this PyTorch is a build for CPUs; use cpu, or install a "
-            "CUDA build of PyTorch and a driver"
-        )
-    gpus = visible_gpus()
-    # None: some are reached by other ways than the files that are counted (WSL, ROCm).
-    if index and 0 < gpus <= int(index):
-        return f"device {wanted} was asked for, but there are only {gpus} CUDA devices"
-    return ""
+        return missing_device(wanted, 0)
+    # Where none are counted some may be reached by other ways than these files (WSL, ROCm).
+    return missing_device(wanted, visible_gpus() or None)
 
 
 def workers_on_device(wanted: str, workers: int) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from simulator.cluster_spec import ClusterSpec
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.hardware import Hardware
 from tidepipe_common.latency.profile import Profile
 from tidepipe_common.settings.defaults import BLOCK_SIZE
@@ -38,7 +39,7 @@ class Layout:
 class Fleet:
     """Devices of one kind, `gpus` in each of `nodes`, and the model that they are to serve.
 
-    network_gb_s, max_total, prefix_caching: as of ClusterSpec.
+    network_gb_s, max_total, prefix_caching, dispatch_s: as of ClusterSpec.
     """
 
     shape: ModelShape
@@ -49,6 +50,7 @@ class Fleet:
     network_gb_s: float = 0.0
     max_total: int = 0
     prefix_caching: bool = True
+    dispatch_s: float = DISPATCH_S
 
     @property
     def devices(self) -> int:
@@ -78,6 +80,7 @@ class Fleet:
             self.gpus,
             self.max_total,
             self.prefix_caching,
+            dispatch_s=self.dispatch_s,
         )
         if not self.spans(layout):
             return spec

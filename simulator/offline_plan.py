@@ -67,7 +67,7 @@ class Bench:
         of_one = self.fleet.spec(layout, 1)
         return PipelineSpec(
             of_one.shape, of_one.hardware, layout.devices, of_one.profile, of_one.max_total,
-            prefix_caching=of_one.prefix_caching,
+            prefix_caching=of_one.prefix_caching, dispatch_s=of_one.dispatch_s,
         )  # fmt: skip
 
     def share(self, instances: int) -> Workload:

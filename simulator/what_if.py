@@ -31,7 +31,7 @@ class LiveRun:
     requests, predictions, transcripts: those that produced something. cached_tokens: of their prompts, found.
     pace: what steps took over what the instance's cost
     model says, by kind of step (with a prompt in it: PREFILL); empty if it has none. dispatch_s: what a step
-    cost beside computing, as it was measured.
+    cost beside computing, as it was measured by so many steps; 0: as was assumed.
     """
 
     spec: SchedulerSpec
@@ -52,6 +52,7 @@ class LiveRun:
     cached_tokens: int
     pace: Mapping[Phase, float]
     dispatch_s: float
+    dispatch_steps: int
 
 
 @dataclass(slots=True)
@@ -164,6 +165,7 @@ def replay_journal(path: Path) -> LiveRun:
         cached_tokens=cached,
         pace=pace.factors,
         dispatch_s=scheduler.state.dispatch.seconds,
+        dispatch_steps=scheduler.state.dispatch.measured,
     )
 
 

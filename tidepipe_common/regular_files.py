@@ -18,6 +18,7 @@ from typing import BinaryIO
 from tidepipe_common.errors import ConfigError
 
 _NO_REGULAR_FILE = "it is no regular file"
+_LEADS_NOWHERE = "it is a link that leads nowhere"
 
 
 def open_file(path: Path, *, buffering: int = -1) -> BinaryIO:
@@ -75,7 +76,14 @@ def check_writable(path: Path | None, *, folder: bool = False) -> None:
         if path.is_dir() and not folder:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         around = path.absolute()
+        if around.is_symlink() and not folder:
+            # Written through it, into a folder that must be there; a circle of links remains one.
+            named = Path(os.path.realpath(around))
+            if named.parent.is_dir() and not named.is_symlink():
+                around = named.parent
         while not around.exists():
+            if around.is_symlink():
+                raise FileNotFoundError(errno.ENOENT, _LEADS_NOWHERE, str(path))
             around = around.parent
         # Tried: rights alone do not tell of file systems that take nothing.
         with tempfile.TemporaryFile(dir=around):

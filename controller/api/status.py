@@ -60,7 +60,7 @@ def instance_status(
         reuse=_reuse(scheduler),
         hand_overs=_hand_overs(instance) if instance.hands_over else None,
         dispatch_s=scheduler.state.dispatch.seconds,
-        dispatch_steps=scheduler.state.dispatch.steps,
+        dispatch_steps=scheduler.state.dispatch.measured,
     )
 
 

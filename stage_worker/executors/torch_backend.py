@@ -70,7 +70,7 @@ SamplerFactory = Callable[[int, torch.device], StepSampler]
 class TorchBackend:
     """Serves one model from one device; implements `Backend`.
 
-    model: as for `resolve_model`. device: auto, cpu, cuda or cuda:INDEX. dtype: auto, float32, bfloat16 or
+    model: as for `resolve_model`. device: auto, cpu, cuda or cuda:N. dtype: auto, float32, bfloat16 or
     float16. quantization: int8 (weights, and activations as they come) or None.
     memory_budget: bytes for weights and KV blocks, None for a share of what is free.
     threads: CPU threads for computing, None for as many as PyTorch finds.

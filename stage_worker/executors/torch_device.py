@@ -10,7 +10,9 @@ import torch
 from stage_worker.models.native.build import cpu_flags
 from stage_worker.models.native.library import load_kernels
 from stage_worker.models.spec import DTYPES
+from tidepipe_common.device_name import DEVICES, cuda_index, is_device, missing_device
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.text.text import quoted
 
 _CUDA_SHARE = 0.90
 _CUDA_RESERVE = 2 << 30
@@ -27,23 +29,14 @@ _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16"
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:INDEX`; ConfigError for what is not there."""
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (kind == "cpu" and index) or (":" in name and not index.isdecimal()):
-        raise ConfigError(f"device must be auto, cpu, cuda or cuda:INDEX, got {name!r}")
-    if kind == "cpu":
-        return torch.device("cpu")
+    """The device of that name; auto: CUDA if there is one. ConfigError for what is not there."""
+    if not is_device(name):
+        raise ConfigError(f"device must be {DEVICES}, got {quoted(name)}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not count:
-        raise ConfigError(
-            f"device {name} was asked for, but PyTorch sees no CUDA device here; use cpu, or install a CUDA "
-            "build of PyTorch and a driver"
-        )
-    if int(index or 0) >= count:
-        raise ConfigError(f"device {name} was asked for, but there are only {count} CUDA devices")
-    return torch.device("cuda", int(index or 0))
+    if missing := missing_device(name, count):
+        raise ConfigError(missing)
+    index = cuda_index(name) if name != "auto" else 0 if count else None
+    return torch.device("cpu") if index is None else torch.device("cuda", index)
 
 
 def choose_dtype(name: str, native: str, device: torch.device) -> torch.dtype:

@@ -19,6 +19,7 @@ from tidepipe.cli.options import (
     Arrivals,
     AsJson,
     Attainment,
+    DispatchMs,
     MaxTotal,
     MeasuredProfile,
     NetworkRate,
@@ -101,6 +102,7 @@ def plan(
     prefix_caching: PrefixCaching = "on",
     max_total: MaxTotal = None,
     network_gb_s: NetworkRate = None,
+    dispatch_ms: DispatchMs = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, max=256, help="Processes. Default: one for each core.")
     ] = None,
@@ -131,6 +133,7 @@ def plan(
     # Late, so that `tidepipe --help` stays quick.
     from simulator.layouts import Fleet
     from simulator.offline_plan import Bench
+    from tidepipe_common.latency.dispatch import dispatch_seconds
     from tidepipe_common.latency.files import read_shape
     from tidepipe_common.latency.hardware import hardware as find_hardware
     from tidepipe_common.latency.profile_file import read_profile
@@ -140,7 +143,7 @@ def plan(
     shape = read_shape(model_shape)
     fleet = Fleet(
         shape, find_hardware(name), nodes, gpus, read_profile(profile) if profile else None,
-        network_gb_s or 0.0, max_total or 0, reuses(prefix_caching),
+        network_gb_s or 0.0, max_total or 0, reuses(prefix_caching), dispatch_seconds(dispatch_ms),
     )  # fmt: skip
     longest = min(max_total or shape.context_length, shape.context_length)
     load = open_workload(workload, requests if offline else None, seed).within(longest, longest)

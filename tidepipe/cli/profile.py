@@ -15,6 +15,7 @@ import typer
 
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.options import AsJson
+from tidepipe_common.device_name import DEVICES
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.regular_files import check_writable
 from tidepipe_common.settings.defaults import MOST_THREADS
@@ -47,7 +48,7 @@ def profile(
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="D", help="auto, float32, bfloat16 or float16.")
     ] = "auto",
-    device: Annotated[str, typer.Option("--device", metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option("--device", metavar="D", help=f"{DEVICES}.")] = "auto",
     quantization: Annotated[
         str | None, typer.Option("--quantization", metavar="Q", help="int8, as for `tidepipe up`.")
     ] = None,

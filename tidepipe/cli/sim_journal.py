@@ -90,6 +90,7 @@ def _live(live: LiveRun) -> dict[str, Any]:
         "epochs": live.epochs,
         "pace": {phase.value: factor for phase, factor in live.pace.items()},
         "dispatch_s": live.dispatch_s,
+        "dispatch_steps": live.dispatch_steps,
     }
 
 
@@ -122,7 +123,8 @@ def _print(live: LiveRun, results: dict[str, RunResult]) -> None:
         console.print(f"replayed {live.events} events: every decision is the same")
     if live.pace:
         told = ", ".join(f"{phase.value} {factor:.2f}" for phase, factor in live.pace.items())
-        beside = f"{live.dispatch_s * 1000:.1f} ms each beside computing"
+        by = "" if live.dispatch_steps else " (assumed)"
+        beside = f"{live.dispatch_s * 1000:.1f} ms each beside computing{by}"
         console.print(f"steps took, times what the profile says: {told}; and {beside}")
     table = Table("", box=SIMPLE)
     for column in ("seconds", "tok/s", "of live", "busy", "switches", "preempted", "steals", "found"):

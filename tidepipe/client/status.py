@@ -108,7 +108,7 @@ class PipelineStatus:
 
     kv_blocks_free: that nobody uses, kept ones included. reuse: None if it does not say. hand_overs: None if
     it hands nothing over. dispatch_s: what a step costs beside computing, by as many steps as it was measured
-    by; few: it is assumed.
+    by; 0: it is assumed.
     """
 
     incarnation: str

@@ -1155,7 +1155,7 @@ class KvTransfer(_message.Message):
     bytes/s.
     """
     under_way_bytes: _builtins.float
-    """Of fetches that have begun by that way, bytes."""
+    """Of fetches that have begun by that way, bytes that are still to come."""
     latency_s: _builtins.float
     """Of each fetch, whatever its size, as measured or expected, seconds; 0: 0.005."""
     node: _builtins.str
@@ -1536,7 +1536,7 @@ class InstanceStatus(_message.Message):
     scheduler reckons with it.
     """
     dispatch_steps: _builtins.int
-    """Steps by which that was measured since start; below 16 it is what is assumed beforehand."""
+    """Steps by which that was measured since start; 0: it is what is assumed beforehand."""
     @_builtins.property
     def batch_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Decode micro-batches, their sizes."""

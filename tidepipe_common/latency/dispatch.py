@@ -37,6 +37,7 @@ class MeasuredDispatch:
         """default_s: before ENOUGH steps were measured."""
         self.seconds = default_s
         self.steps = 0
+        """Observed so far, whose way was seen."""
         self._last: deque[float] = deque(maxlen=KEPT)
 
     def observe(
@@ -57,6 +58,6 @@ class MeasuredDispatch:
             self.seconds = sum(ways[out : len(ways) - out]) / (len(ways) - 2 * out)
 
     @property
-    def measured(self) -> bool:
-        """Is `seconds` what was measured here?"""
-        return self.steps >= ENOUGH
+    def measured(self) -> int:
+        """Steps by which `seconds` was measured here; 0: it is what was assumed."""
+        return self.steps if self.steps >= ENOUGH else 0

@@ -200,13 +200,18 @@ class ResultsHub:
 
         logprobs: None for those that want none; empty if nobody does.
         """
+        router_id, box = "", None
         for sequence_id, token in zip(sequence_ids, token_ids, strict=True):
             record = self.records[sequence_id]
             record.tokens.append(token)
+            # Mostly all are of one router.
+            if box is None or record.router_id != router_id:
+                router_id = record.router_id
+                box = self.mailbox(router_id)
             if record.gap_s and record.sent > record.given:
-                self.mailbox(record.router_id).tell_within(sequence_id, record.gap_s)
+                box.tell_within(sequence_id, record.gap_s)
             else:
-                self._touch(record)
+                box.tell(sequence_id)
         for sequence_id, wanted in zip(sequence_ids, logprobs, strict=False):
             if wanted is not None:
                 self.records[sequence_id].logprobs.append(wanted)

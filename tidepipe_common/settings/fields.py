@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
+from tidepipe_common.device_name import DEVICES, is_device
 from tidepipe_common.dialects import check_reasoning_parser, dialect_named
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_STORED_BYTES
@@ -76,8 +77,8 @@ def _reasoning_parser(name: str) -> str:
 
 
 def _device(value: str) -> str:
-    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", value) is None:
-        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    if not is_device(value):
+        raise ValueError(f"must be {DEVICES}")
     return value
 
 
@@ -158,7 +159,7 @@ ModelCode = Annotated[
         metavar="C",
     ),
 ]
-Device = Annotated[str, AfterValidator(_device), setting("auto, cpu, cuda or cuda:N.", metavar="D")]
+Device = Annotated[str, AfterValidator(_device), setting(f"{DEVICES}.", metavar="D")]
 Fabric = Annotated[
     Literal["nccl", "gloo"],
     setting(

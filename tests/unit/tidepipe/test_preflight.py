@@ -25,7 +25,7 @@ from tidepipe_common.regular_files import check_writable
         ({"kv_offload": "1GiB:/nowhere"}, "/nowhere: there is no such folder"),
         ({"lora": "poet=/nowhere"}, "adapter poet: /nowhere: there is no such folder"),
         ({"executor": "emulated", "hardware": "L99"}, "unknown hardware 'L99'; known: a100"),
-        ({"device": "cuda"}, "this PyTorch is a build for CPUs"),
+        ({"device": "cuda"}, "PyTorch sees no CUDA device here"),
     ],
 )
 def test_settings_that_cannot_work_here(
@@ -40,7 +40,7 @@ def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_torch_has_cuda", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert devices.device_fault("cuda:1") == ""
-    assert "only 2" in devices.device_fault("cuda:2")
+    assert "2 CUDA devices are here" in devices.device_fault("cuda:2")
 
 
 def test_places_are_tried(tmp_path: Path) -> None:
@@ -68,3 +68,18 @@ def test_a_free_port_is_given_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ports.choose_port("127.0.0.1", port) == port
     with pytest.raises(ConfigError, match="--host must be an address of this machine"):
         ports.choose_port("192.0.2.1", 0)
+
+
+def test_links_are_judged_by_what_they_name(tmp_path: Path) -> None:
+    """Not by the folder that they are in."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "new")
+    check_writable(link)
+    with pytest.raises(ConfigError, match="leads nowhere"):
+        check_writable(link, folder=True)
+    for name in ("/proc/x", tmp_path / "missing" / "file", link):
+        link.unlink()
+        link.symlink_to(name)
+        for place in (link, link / "below"):
+            with pytest.raises(ConfigError, match=f"cannot write {place}"):
+                check_writable(place)
