@@ -22,7 +22,7 @@ from router.api.grpc.admin import AdminServicer
 from router.api.grpc.cluster import RouterServicer
 from router.api.grpc.groups import Grouping
 from router.api.grpc.inference import InferenceServicer
-from router.api.grpc.services import SERVICES, add_services, open_predictor
+from router.api.grpc.services import SERVICES, Predictor, add_services, open_predictor
 from router.api.grpc.timeline import TimelineServicer
 from router.api.grpc.upstream import UpstreamServicer
 from router.api.http.access import CertificateGate, KeyGate
@@ -167,18 +167,7 @@ class RouterService:
                 _closed_at_the_end(models),
                 background() as start,
             ):
-                handoff = InstanceHandoff(self.registry, clock)
-                grouping = Grouping(self.registry, models, handoff, clock)
-                summary = ClusterSummary(self.table, models, record, clock)
-                event_log = EventLog(self.registry, models, clock)
-                self.feed = PageFeed(
-                    self.router_id,
-                    lambda: ", ".join(models.names),
-                    self.registry,
-                    summary,
-                    event_log,
-                    clock,
-                )
+                self.feed = self._page_feed(record)
                 start(self.feed.run())
                 models.run(start)
                 start(self.registry.run())
@@ -201,24 +190,7 @@ class RouterService:
                 )
                 hosts = UpstreamHosts(settings.name or self.router_id, models, clock, settings.max_requests)
                 start(hosts.run())
-                add_services(
-                    rpc,
-                    InferenceServicer(self.table, models),
-                    RouterServicer(self.registry, handoff, self.router_id),
-                    AdminServicer(
-                        self.router_id,
-                        grouping,
-                        self.table,
-                        settings.predictor,
-                        predictor,
-                        clock,
-                        functools.partial(_warnings, jobs),
-                        None if jobs is None else jobs.database,
-                        (lambda owner: "") if keys is None else keys.name,
-                    ),
-                    TimelineServicer(self.registry, hosts),
-                    UpstreamServicer(self.router_id, hosts),
-                )
+                self._add_services(rpc, hosts, predictor, jobs, keys)
                 if settings.take_over:
                     # Whoever comes in finds everything there.
                     await self._load(rpc)
@@ -237,13 +209,7 @@ class RouterService:
                 if settings.overall:
                     reached = settings.advertise or address
                     start(join(settings.overall, reached, self.router_id, hosts, changed))
-                await _first(models.main.text, lifecycle.stopping)
-                async with serve_metrics(
-                    telemetry, settings.listen, settings.metrics_port, shared_port=True
-                ) as metrics:
-                    if models.main.loaded is not None:
-                        lifecycle.announce_ready(address, metrics)
-                    await lifecycle.stopping.wait()
+                await self._until_stopped(lifecycle, address, telemetry)
                 # Batches and responses go on elsewhere; their folder must be free for that.
                 if jobs is not None:
                     for task in running_jobs:
@@ -253,6 +219,58 @@ class RouterService:
                 if lifecycle.succeeded:
                     start(follow_successor(self.registry, settings.listen))
                 await self._stop(lifecycle, rpc, http, serving_http, keyed)
+
+    async def _until_stopped(self, lifecycle: Lifecycle, address: str, telemetry: Telemetry) -> None:
+        settings, model = self.settings, self.models.main
+        await _first(model.text, lifecycle.stopping)
+        async with serve_metrics(
+            telemetry, settings.listen, settings.metrics_port, shared_port=True
+        ) as metrics:
+            if model.loaded is not None:
+                lifecycle.announce_ready(address, metrics)
+            await lifecycle.stopping.wait()
+
+    def _page_feed(self, record: AttainmentRecord) -> PageFeed:
+        """What the live page is told."""
+        models, clock = self.models, self._clock
+        return PageFeed(
+            self.router_id,
+            lambda: ", ".join(models.names),
+            self.registry,
+            ClusterSummary(self.table, models, record, clock),
+            EventLog(self.registry, models, clock),
+            clock,
+        )
+
+    def _add_services(
+        self,
+        rpc: RpcServer,
+        hosts: UpstreamHosts,
+        predictor: Predictor | None,
+        jobs: BatchJobs | None,
+        keys: KeyAccess | None,
+    ) -> None:
+        """All that is asked by gRPC."""
+        models, clock = self.models, self._clock
+        handoff = InstanceHandoff(self.registry, clock)
+        add_services(
+            rpc,
+            InferenceServicer(self.table, models),
+            RouterServicer(self.registry, handoff, self.router_id),
+            AdminServicer(
+                self.router_id,
+                Grouping(self.registry, models, handoff, clock),
+                self.table,
+                self.settings.predictor,
+                predictor,
+                clock,
+                functools.partial(_warnings, jobs),
+                None if jobs is None else jobs.database,
+                (lambda owner: "") if keys is None else keys.name,
+            ),
+            TimelineServicer(self.registry, hosts),
+            UpstreamServicer(self.router_id, hosts),
+        )
 
     def _stay_names(self) -> Callable[[RoutedSequence], str]:
         numbers = itertools.count(1)

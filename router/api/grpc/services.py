@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import TypeAlias
 
 from router.api.grpc.admin import AdminServicer
 from router.api.grpc.cluster import RouterServicer
@@ -25,6 +26,8 @@ from tidepipe.v1 import (
 )
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.server import RpcServer
+
+Predictor: TypeAlias = "predictor_pb2_grpc.PredictorServiceAsyncStub"
 
 SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
@@ -52,7 +55,7 @@ def add_services(
 
 
 @contextlib.asynccontextmanager
-async def open_predictor(address: str) -> AsyncIterator[predictor_pb2_grpc.PredictorServiceAsyncStub | None]:
+async def open_predictor(address: str) -> AsyncIterator[Predictor | None]:
     """The predictor, to be asked how it stands; None for an empty address."""
     if not address:
         yield None
