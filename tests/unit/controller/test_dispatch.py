@@ -12,7 +12,7 @@ from controller.scheduler.policies.catalog import make_setup
 from controller.scheduler.scheduler import Scheduler
 from tests.unit.controller.policy_cases import COST
 from tidepipe_common.latency.correction import CorrectedCost
-from tidepipe_common.latency.dispatch import DISPATCH_S
+from tidepipe_common.latency.dispatch import DISPATCH_S, MeasuredDispatch
 from tidepipe_common.latency.work import work_of
 from tidepipe_common.types.plan import SampledTokens, StepPlan
 from tidepipe_common.types.sampling import SamplingParams
@@ -64,3 +64,12 @@ def test_the_way_of_results_is_measured_and_what_waits_for_stages_is_not(policy:
         actions = scheduler.on(done, now)
     assert 16 <= way_s.steps < steps
     assert way_s.seconds == pytest.approx(0.004, abs=1e-6)
+
+
+def test_no_step_counts_as_measured_while_the_time_is_assumed() -> None:
+    way = MeasuredDispatch()
+    told = []
+    for _ in range(17):
+        way.observe(0.011, (0.01,), (0.001,), 0.0)
+        told.append((way.measured, round(way.seconds, 6)))
+    assert told == [(0, DISPATCH_S)] * 15 + [(16, 0.001), (17, 0.001)]
