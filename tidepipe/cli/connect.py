@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from tidepipe.cli.waiting import named_if_slow
-from tidepipe.client.admin import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from tidepipe.client.async_client import AsyncClient
@@ -23,13 +23,14 @@ async def connected(
     *,
     retry: RetryPolicy | None = None,
     credentials: Credentials | None = None,
-    within_s: float = CONNECT_TIMEOUT_S,
+    within_s: float = math.inf,
 ) -> AsyncClient:
     """A client of the router at HOST:PORT, which somebody is told of if it takes time to answer.
 
     retry, credentials: as of AsyncClient. within_s: what its user has left. UnavailableError if none answers.
     """
-    # Late, so that `tidepipe --help` stays quick.
+    # Late, so that `tidepipe --help` stays quick, and gRPC reads what `main` tells it of its log.
+    from tidepipe.client.admin import CONNECT_TIMEOUT_S
     from tidepipe.client.async_client import AsyncClient
 
     async with named_if_slow(waiting_for(endpoint)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +13,14 @@ from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from tidepipe.cli.main import app, fit_help
+
+
+def test_no_command_brings_what_help_does_without() -> None:
+    """It would take half of its time; and gRPC's log is told to be quiet by `main`, before it is there."""
+    heavy = "grpc", "google.protobuf", "numpy", "torch", "lightgbm", "httpx"
+    code = f"import sys, tidepipe.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout == "[]\n"
 
 
 def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
