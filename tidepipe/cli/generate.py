@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _MAX_TOKENS = 256
 _LEAST_S = 0.001
+_GIVE_UP_S = 60.0
+"""Without the service; a router that died is back within half a minute, or does not come back by itself."""
 _SEEDS = NumberRange.within(True, -(2**63), 2**64 - 1)
 _DIM, _USUAL = "\x1b[2m", "\x1b[22m"
 
@@ -96,9 +98,11 @@ async def _stream(endpoint: str, prompt: Any, parameters: dict[str, Any], ends: 
     """ends: when its user's patience does, by the monotonic clock."""
     # Late, so that `tidepipe --help` stays quick.
     from tidepipe.client.errors import RequestCancelledError
+    from tidepipe.client.retry import RetryPolicy
 
     shown = sys.stdout.isatty()
-    async with await connected(endpoint, within_s=ends - time.monotonic()) as client:
+    retry = RetryPolicy(give_up_s=_GIVE_UP_S, longest_s=2.0)
+    async with await connected(endpoint, retry=retry, within_s=ends - time.monotonic()) as client:
         left_s = max(_LEAST_S, round(ends - time.monotonic(), 2))
         async with client.stream(prompt, timeout=left_s, **parameters) as stream:
             async for event in stream:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 
@@ -33,6 +35,10 @@ KIND = "tidepipe-kind"
 TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 """The other side may be there again in a moment."""
 _TOO_LARGE = "message larger than max"
+_NOBODY = re.compile(
+    r"failed to connect to all addresses; last error: [A-Z]+: ipv[46]:(\S+): "
+    r"(?:Failed to connect to remote host: )?(.+)"
+)
 
 _CODES: tuple[tuple[type[TidePipeError], grpc.StatusCode], ...] = (
     (InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -74,6 +80,13 @@ def status_code(error: TidePipeError) -> grpc.StatusCode:
     return grpc.StatusCode.INTERNAL
 
 
+def _in_words(text: str) -> str:
+    """What gRPC says of a connection that it cannot make, for people."""
+    if (match := _NOBODY.fullmatch(text)) is None:
+        return text
+    return f"nobody answers at {unquote(match[1])}: {match[2][:1].lower()}{match[2][1:]}"
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> TidePipeError:
     """The TidePipe error behind a failed call.
 
@@ -96,7 +109,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> TidePipeError
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return OverloadedError(text, int(metadata.get(RETRY_AFTER, 1000)))
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED | grpc.StatusCode.CANCELLED:
-            return UnavailableError(text)
+            return UnavailableError(_in_words(text))
         case grpc.StatusCode.UNAUTHENTICATED:
             return UnauthenticatedError(text)
         case grpc.StatusCode.PERMISSION_DENIED:
