@@ -5,6 +5,7 @@ The library reads them as they come, and trips over a wrong one wherever it happ
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from tidepipe_common.model_files import is_there, read_json_object, read_text
 from tidepipe_common.text.text import quoted
 
 _LARGEST_TOKENIZER = 256 << 20
+_MOST_GROWTH = 16
+"""Of a text by what is done to it: a sequence of small steps would be memory without an end."""
 _LARGEST_CONFIG = 64 << 20
 """Of tokenizer_config.json, which may list each added token."""
 
@@ -58,6 +61,28 @@ def check_tokenizer_json(folder: Path) -> None:
     for key, kind, wanted in (("model", dict, "an object"), ("added_tokens", list, "a list")):
         if not isinstance(content.get(key), kind):
             raise ModelError(f"{file}: {key} must be {wanted}, got {quoted(content.get(key))}")
+    for key in ("normalizer", "post_processor", "decoder"):
+        if (growth := _growth(content.get(key))) > _MOST_GROWTH:
+            raise ModelError(
+                f"{file}: its {key} may make {growth:g} characters of one, {_MOST_GROWTH} at most"
+            )
+
+
+def _growth(step: Any) -> float:
+    """How many characters, or tokens, a step of the library may make of one."""
+    match step:
+        case {"type": "Sequence", **rest}:
+            steps = next((value for value in rest.values() if isinstance(value, list)), [])
+            return math.prod(map(_growth, steps))
+        case {"type": "Replace", "content": str(content), "pattern": {"String": str(text)}} if text:
+            return max(1.0, len(content) / len(text))
+        case {"type": "Replace", "content": str(content)}:
+            return max(1.0, len(content))
+        case {"type": "Prepend", "prepend": str(text)}:
+            return max(1.0, len(text))
+        case {"type": "TemplateProcessing", "single": list(single)}:
+            return max(1.0, len(single))
+    return 1.0
 
 
 def tokenizer_facts(folder: Path) -> Mapping[str, Any]:

@@ -168,7 +168,7 @@ def _json(raw: bytes) -> Any:
 
 def _refusal(status: int, body: Any) -> UpstreamError:
     error = body.get("error", body.get("message", body)) if isinstance(body, dict) else body
-    said = f"HTTP {status}" + (f": {error_text(error)}" if error is not None else "")
+    said = f"HTTP {status}" + (f": {error_text(error)}" if error else "")
     if status in (401, 403, 404):
         return UpstreamError(Failure.DENIED, said, status)
     if status in (429, 503):

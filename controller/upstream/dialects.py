@@ -410,7 +410,7 @@ def _check(event: Any) -> None:
 
 def error_text(error: Any) -> str:
     """What a server says is wrong, bounded, for people."""
-    said = error.get("message") if isinstance(error, dict) else error
+    said = (error.get("message") or error) if isinstance(error, dict) else error
     return repr((said if isinstance(said, str) else json.dumps(said))[:_LONGEST_REASON])
 
 

@@ -21,6 +21,7 @@ from tidepipe_common.dialects.calling import Thinking, thinking_behind
 from tidepipe_common.dialects.thinking import thought_marks
 from tidepipe_common.errors import InvalidRequestError, ModelError
 from tidepipe_common.structures.tokenizer_file import read_tokenizer
+from tidepipe_common.text.text import quoted
 from tidepipe_common.tokenizer_source import load_tokenizer
 from tidepipe_common.types.request import PLAIN_TEMPLATE, ChatTurn, GenerationRequest
 from tidepipe_common.types.sampling import Pooling, SamplingParams
@@ -37,6 +38,8 @@ PROMPT_END_TOKENS = 32
 """Of a prompt, in which it is seen whether a thought has been begun."""
 CUT_TOKENS, CUT_SHARE = 64, 0.02
 """What cutting a text into pieces may add to its tokens: about each cut, and of all."""
+_PANIC = "pyo3_runtime"
+"""Where the exception is from with which Rust code says that it cannot go on; it is no Exception."""
 
 
 class TextProcessor:
@@ -224,6 +227,13 @@ class TextProcessor:
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
         # `encode` keeps Python's lock while it works, seconds for a long text; this one gives it back. "Fast"
         # leaves out where in the text each token stands, which takes most of the memory.
-        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        try:
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        except BaseException as error:
+            if type(error).__module__ != _PANIC:
+                raise
+            raise InvalidRequestError(
+                f"the model's tokenizer gives up on this text: {quoted(str(error))}"
+            ) from error
         ids: list[int] = encoding.ids
         return ids

@@ -211,7 +211,9 @@ def _number(config: JsonObject, key: str, default: _T | None, kind: type[_T], so
     # Also false for what is no number.
     fits = fits and -_LARGEST_NUMBER < value < _LARGEST_NUMBER
     if not fits or (kind is int and value != int(value)):
-        raise ModelError(f"{source}: {key} must be {_KINDS[kind]}, got {quoted(value)}")
+        large = type(value) in (int, float) and abs(value) >= _LARGEST_NUMBER
+        wanted = _KINDS[kind] + (f" below {_LARGEST_NUMBER:g}" if large else "")
+        raise ModelError(f"{source}: {key} must be {wanted}, got {quoted(value)}")
     return kind(value)
 
 

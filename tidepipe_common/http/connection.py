@@ -38,6 +38,8 @@ _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 _FOLDED = re.compile(rb"\r\n[ \t]")
 _VERSION = re.compile(rb"[^\r\n]* HTTP/([0-9]+(?:\.[0-9]+)?)\r\n")
 _VERSIONS = (b"1.0", b"1.1")
+_QUOTED = re.compile(r": bytearray\(.*", re.DOTALL)
+"""What h11 says after its words: the bytes, as Python writes them."""
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://")
 _ABSOLUTE = re.compile(rb"https?://([^/?#@\s]+)([/?][^#]*)?", re.IGNORECASE)
 
@@ -92,7 +94,7 @@ class StrictConnection(h11.Connection):
                 self._count(event)
             return event
         except h11.RemoteProtocolError as error:
-            self.refusal = (error.error_status_hint, str(error))
+            self.refusal = (error.error_status_hint, _QUOTED.sub("", str(error)))
             raise
 
     def _count(self, data: h11.Data) -> None:

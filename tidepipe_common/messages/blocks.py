@@ -7,7 +7,7 @@ from typing import Any
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_SPEAKER_CHARACTERS, MAX_TURNS, check_count
-from tidepipe_common.openai.validation import checked_text
+from tidepipe_common.openai.validation import checked_text, unknown_field
 from tidepipe_common.text.json_text import kind
 from tidepipe_common.text.text import quoted
 
@@ -43,8 +43,8 @@ def chat_messages(value: Any) -> list[Message]:
         where = f"messages.{number}"
         if not isinstance(message, dict):
             raise _wrong(f"{where} must be an object, got {kind(message)}")
-        if unknown := message.keys() - {"role", "content"}:
-            raise _wrong(f"{where} has the unknown field {quoted(min(unknown))}")
+        if unknown := unknown_field(message, {"role", "content"}):
+            raise _wrong(f"{where} has the unknown field {quoted(unknown)}")
         match message.get("role"):
             case "user":
                 messages += _user(_blocks(f"{where}.content", message.get("content"), "user"))
@@ -81,8 +81,8 @@ def _block(where: str, block: Any, role: str) -> Block:
         raise _wrong(f"{where} has the type {quoted(of)}; {_ELSEWHERE}", where)
     if of not in allowed:
         raise _wrong(f"{where}: a block of type {quoted(of)} has no place in what the {role} says", where)
-    if unknown := block.keys() - _FIELDS[of] - _IGNORED:
-        raise _wrong(f"{where} has the unknown field {quoted(min(unknown))}", where)
+    if unknown := unknown_field(block, _FIELDS[of] | _IGNORED):
+        raise _wrong(f"{where} has the unknown field {quoted(unknown)}", where)
     match of:
         case "text" | "thinking":
             return {"type": of, of: _text(f"{where}.{of}", block.get(of))}

@@ -13,7 +13,7 @@ from tidepipe_common.messages.tools import chat_tool_choice, chat_tools
 from tidepipe_common.openai.bodies import Message, ModelName, parse_chat
 from tidepipe_common.openai.fields import UserName
 from tidepipe_common.openai.numbers import Count, OutputTokens, TopK, TopP
-from tidepipe_common.openai.validation import Refusal, StrictModel, renamed, validate
+from tidepipe_common.openai.validation import NOTHING_ELSE, Refusal, StrictModel, renamed, validate
 from tidepipe_common.text.json_text import kind
 from tidepipe_common.types.request import GenerationRequest
 
@@ -23,7 +23,7 @@ _MESSAGE = {
     "type": "object",
     "properties": {"role": {"enum": ["user", "assistant", "system"]}, "content": _TEXT_OR_BLOCKS},
     "required": ["role", "content"],
-    "additionalProperties": False,
+    "additionalProperties": NOTHING_ELSE,
 }
 _MESSAGES = {"type": "array", "items": _MESSAGE, "minItems": 1, "maxItems": MAX_TURNS}
 _TOOLS = {"anyOf": [{"type": "array", "items": _OBJECT, "maxItems": MAX_TOOLS}, {"type": "null"}]}

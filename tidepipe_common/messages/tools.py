@@ -6,6 +6,7 @@ from typing import Any
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_TOOLS, check_count
+from tidepipe_common.openai.validation import unknown_field
 from tidepipe_common.text.json_text import kind
 from tidepipe_common.text.text import quoted
 
@@ -32,8 +33,8 @@ def _function(where: str, tool: Any) -> dict[str, Any]:
             "only your own are supported",
             "tools",
         )
-    if unknown := tool.keys() - _KNOWN - _IGNORED:
-        raise InvalidRequestError(f"{where} has the unknown field {quoted(min(unknown))}", "tools")
+    if unknown := unknown_field(tool, _KNOWN | _IGNORED):
+        raise InvalidRequestError(f"{where} has the unknown field {quoted(unknown)}", "tools")
     if not isinstance(schema := tool.get("input_schema"), dict):
         raise InvalidRequestError(f"{where}.input_schema must be a JSON schema, got {kind(schema)}", "tools")
     said = {name: tool[name] for name in ("name", "description", "strict") if tool.get(name) is not None}

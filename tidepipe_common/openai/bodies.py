@@ -220,7 +220,8 @@ class Message(StrictModel):
         reasoning = self.reasoning_content or self.reasoning or ""
         if reasoning and self.role != "assistant":
             raise InvalidRequestError(f"messages.{number}: only an assistant has reasoning", "messages")
-        if self.content is None and not self.tool_calls and not reasoning:
+        # An assistant may have said nothing: clients send such answers back without the thoughts they had.
+        if self.content is None and self.role != "assistant":
             raise InvalidRequestError(f"messages.{number}.content is required", "messages")
         return ChatTurn(
             role="system" if self.role == "developer" else self.role,

@@ -23,14 +23,14 @@ from tidepipe_common.types.sampling import Pooling, SamplingParams
 
 REFUSED_IN_EMBEDDINGS = {
     "messages": Refusal("embeddings of chats are not supported; send their text as input"),
-    "truncate_prompt_tokens": Refusal("is not supported; send fewer tokens"),
+    "truncate_prompt_tokens": Refusal("not supported; send fewer tokens"),
     "add_special_tokens": Refusal("only true is supported; send token ids for full control", (True,)),
     "priority": Refusal("priorities are not supported here", (0,)),
 }
 REFUSED_IN_RERANK = {
-    "truncate_prompt_tokens": Refusal("is not supported; send fewer tokens"),
-    "max_tokens_per_doc": Refusal("is not supported; send shorter documents"),
-    "instruction": Refusal("is not supported; write it into the query"),
+    "truncate_prompt_tokens": Refusal("not supported; send fewer tokens"),
+    "max_tokens_per_doc": Refusal("not supported; send shorter documents"),
+    "instruction": Refusal("not supported; write it into the query"),
 }
 IGNORED_IN_EMBEDDINGS = frozenset({"metadata", "store", "service_tier"})
 

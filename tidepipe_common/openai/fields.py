@@ -19,7 +19,7 @@ from tidepipe_common.limits import (
     MAX_USER_CHARACTERS,
 )
 from tidepipe_common.openai.numbers import MAX_INT, TokenId
-from tidepipe_common.openai.validation import Refusal, checked_text
+from tidepipe_common.openai.validation import NOTHING_ELSE, Refusal, checked_text, unknown_field
 from tidepipe_common.text.json_text import kind
 from tidepipe_common.text.text import quoted
 
@@ -36,7 +36,11 @@ IGNORED = frozenset(
     }
 )
 """Fields that change nothing of the answer."""
+CACHE_CONTROL = "cache_control"
+"""Anthropic's mark in a part, which changes nothing: beginnings are found anyway."""
 IGNORED_IN_COMPLETIONS = IGNORED | {"parallel_tool_calls", "include_reasoning"}
+
+_PART = {"type", "text", CACHE_CONTROL}
 
 _FUNCTIONS = "functions are not supported; use tools"
 _ONE_FORMAT = "only text answers are supported"
@@ -46,10 +50,10 @@ REFUSED = {
     "early_stopping": Refusal("beam search is not supported", (False,)),
     "use_beam_search": Refusal("beam search is not supported", (False,)),
     "spaces_between_special_tokens": Refusal("only true is supported", (True,)),
-    "truncate_prompt_tokens": Refusal("is not supported; send fewer tokens"),
-    "allowed_token_ids": Refusal("is not supported; see structured_outputs"),
-    "bad_words": Refusal("is not supported; see logit_bias", ([],)),
-    "logits_processors": Refusal("is not supported", ([],)),
+    "truncate_prompt_tokens": Refusal("not supported; send fewer tokens"),
+    "allowed_token_ids": Refusal("not supported; see structured_outputs"),
+    "bad_words": Refusal("not supported; see logit_bias", ([],)),
+    "logits_processors": Refusal("not supported", ([],)),
     "guided_grammar": Refusal("only guided_json, guided_regex and guided_choice are supported"),
 }
 """Fields of both APIs that would change the answer, but cannot: better an error than a wrong answer."""
@@ -57,18 +61,18 @@ REFUSED = {
 REFUSED_IN_CHAT = REFUSED | {
     "functions": Refusal(_FUNCTIONS, ([],)),
     "function_call": Refusal(_FUNCTIONS, ("none", "auto")),
-    "echo": Refusal("is not supported in chats", (False,)),
+    "echo": Refusal("not supported in chats", (False,)),
     "modalities": Refusal(_ONE_FORMAT, (["text"],)),
     "audio": Refusal(_ONE_FORMAT),
     "prediction": Refusal("predicted outputs are not supported"),
     "web_search_options": Refusal("web search is not supported"),
-    "verbosity": Refusal("is not supported", ("medium",)),
+    "verbosity": Refusal("not supported", ("medium",)),
     "add_special_tokens": Refusal("only false is supported: the chat template writes them", (False,)),
     "chat_template": Refusal("only the model's own chat template is supported"),
 }
 
 REFUSED_IN_COMPLETIONS = REFUSED | {
-    "best_of": Refusal("is not supported; use n", (1,)),
+    "best_of": Refusal("not supported; use n", (1,)),
     "suffix": Refusal("inserting text is not supported", ("",)),
     "add_special_tokens": Refusal("only true is supported; send token ids for full control", (True,)),
 }
@@ -170,8 +174,8 @@ def _text_part(number: int, part: Any) -> str:
         raise ValueError(
             f"part {number} has type {quoted(part.get('type'))}; only 'text' is supported, no images or audio"
         )
-    if unknown := part.keys() - {"type", "text"}:
-        raise ValueError(f"part {number} has the unknown field {quoted(min(unknown))}")
+    if unknown := unknown_field(part, _PART):
+        raise ValueError(f"part {number} has the unknown field {quoted(unknown)}")
     try:
         return checked_text(part.get("text"))
     except ValueError as error:
@@ -204,9 +208,9 @@ _TEXT = {"type": "string", "minLength": 1}
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARACTERS}
 _TEXT_PART = {
     "type": "object",
-    "properties": {"type": {"enum": ["text", "input_text"]}, "text": {"type": "string"}},
+    "properties": {"type": {"enum": ["text", "input_text"]}, "text": {"type": "string"}, CACHE_CONTROL: {}},
     "required": ["type", "text"],
-    "additionalProperties": False,
+    "additionalProperties": NOTHING_ELSE,
 }
 
 Stop = Annotated[

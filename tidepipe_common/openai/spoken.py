@@ -29,7 +29,7 @@ CallId = Callable[[str, int], str]
 
 def message_of(spoken: Spoken, call_id: CallId, *, reasoning: bool) -> AssistantMessage:
     """The message of an answer that was read. reasoning: whether thoughts are shown, if only as null."""
-    said = bool(spoken.calls or spoken.thought)
+    said = bool(spoken.calls or (reasoning and spoken.thought))
     message: AssistantMessage = {
         "role": "assistant",
         "content": None if said and not spoken.words else spoken.words,

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_STRUCTURE_BYTES
-from tidepipe_common.openai.validation import checked_text
+from tidepipe_common.openai.validation import NOTHING_ELSE, checked_text, unknown_field
 from tidepipe_common.text.json_text import NotJsonError, check_json_text, decode_json, kind, write_json
 from tidepipe_common.text.text import quoted
 from tidepipe_common.types.structure import Structure
@@ -24,7 +24,7 @@ def _response_format(value: Any) -> Structure | str:
     """The structure; "text" for none. (None would look as if the field were absent, which is the same.)"""
     if not isinstance(value, dict):
         raise ValueError(f"must be an object, got {kind(value)}")
-    _only(value, "response_format", {"type", "schema", "json_schema"})
+    _only(value, "", {"type", "schema", "json_schema"})
     match value.get("type"), value.get("schema"), value.get("json_schema"):
         case "text", None, None:
             return "text"
@@ -45,13 +45,13 @@ def _response_format(value: Any) -> Structure | str:
 def _named_schema(value: Any) -> Structure:
     if not isinstance(value, dict) or "schema" not in value:
         raise ValueError('must have {"name": ..., "schema": ...} as json_schema')
-    _only(value, "json_schema", {"name", "schema", "strict", "description"})
+    _only(value, "json_schema ", {"name", "schema", "strict", "description"})
     return _schema(value["schema"])
 
 
-def _only(value: dict[str, Any], name: str, known: set[str]) -> None:
-    if unknown := value.keys() - known:
-        raise ValueError(f"{name} has the unknown field {min(unknown)[:100]!r}")
+def _only(value: dict[str, Any], where: str, known: set[str]) -> None:
+    if unknown := unknown_field(value, known):
+        raise ValueError(f"{where}has the unknown field {quoted(unknown)}")
 
 
 def _schema(value: Any) -> Structure:
@@ -125,7 +125,7 @@ _RESPONSE_FORMAT = {
     "type": "object",
     "required": ["type"],
     "properties": {"type": {}, "schema": {}, "json_schema": {}},
-    "additionalProperties": False,
+    "additionalProperties": NOTHING_ELSE,
     "oneOf": [
         {"properties": {"type": {"const": "text"}, "schema": _NONE, "json_schema": _NONE}},
         {
@@ -143,7 +143,7 @@ _RESPONSE_FORMAT = {
                     "type": "object",
                     "properties": {"name": {}, "schema": _SCHEMA, "strict": {}, "description": {}},
                     "required": ["schema"],
-                    "additionalProperties": False,
+                    "additionalProperties": NOTHING_ELSE,
                 },
             },
             "required": ["json_schema"],
@@ -160,7 +160,7 @@ _STRUCTURED_OUTPUTS = {
         "choice": {"anyOf": [_CHOICE, _NOT_GIVEN]},
         "json_object": {"enum": [True, False, None]},
     },
-    "additionalProperties": False,
+    "additionalProperties": NOTHING_ELSE,
     "minProperties": 1,
 }
 

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_TOOLS, MAX_TOOLS_BYTES, check_characters
-from tidepipe_common.openai.validation import checked_text
+from tidepipe_common.openai.validation import NOTHING_ELSE, checked_text, unknown_field
 from tidepipe_common.text.json_text import kind, parse_json, write_json
 from tidepipe_common.text.text import quoted
 from tidepipe_common.types.tool_choice import ToolChoice
@@ -62,8 +62,8 @@ def _named(value: Any) -> str:
 
 
 def _known(value: dict[str, Any], fields: set[str]) -> None:
-    if unknown := value.keys() - fields:
-        raise ValueError(f"has the unknown field {min(unknown)[:100]!r}")
+    if unknown := unknown_field(value, fields):
+        raise ValueError(f"has the unknown field {quoted(unknown)}")
 
 
 def _tool_calls(value: Any) -> str:
@@ -124,11 +124,11 @@ _NAMED = {
             "type": "object",
             "properties": {"name": {"type": "string"}},
             "required": ["name"],
-            "additionalProperties": False,
+            "additionalProperties": NOTHING_ELSE,
         },
     },
     "required": ["type", "function"],
-    "additionalProperties": False,
+    "additionalProperties": NOTHING_ELSE,
 }
 _ALLOWED = {
     "type": "object",
@@ -141,11 +141,11 @@ _ALLOWED = {
                 "tools": {"type": "array", "items": _NAMED, "minItems": 1, "maxItems": MAX_TOOLS},
             },
             "required": ["mode", "tools"],
-            "additionalProperties": False,
+            "additionalProperties": NOTHING_ELSE,
         },
     },
     "required": ["type", "allowed_tools"],
-    "additionalProperties": False,
+    "additionalProperties": NOTHING_ELSE,
 }
 _TOOL_CHOICE = {"anyOf": [{"enum": ["none", "auto", "required"]}, _NAMED, _ALLOWED]}
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from tidepipe_common.errors import InvalidRequestError
@@ -30,10 +30,32 @@ _EXPECTED = {
 }
 
 
-class StrictModel(BaseModel):
-    """No conversions ("5" is not 5), and no unknown fields."""
+NOTHING_ELSE: dict[str, JsonValue] = {"type": "null"}
+"""`additionalProperties` of what a body may hold: a field that nobody knows asks for nothing if it is null.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+SDKs write out whole objects, with null for what came into their API after this was written.
+"""
+
+
+def unknown_field(given: Mapping[Any, Any], known: Set[str]) -> str | None:
+    """The first in order of the fields that are neither known nor null."""
+    return min((str(name) for name in given.keys() - known if given[name] is not None), default=None)
+
+
+class StrictModel(BaseModel):
+    """No conversions ("5" is not 5), and no unknown fields but null ones."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, json_schema_extra={"additionalProperties": NOTHING_ELSE}
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or None not in value.values():
+            return value
+        known = cls.model_fields.keys() | {field.alias for field in cls.model_fields.values()}
+        return {name: one for name, one in value.items() if one is not None or name in known}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +79,11 @@ def validate(
         value = body.get(name)
         if value is not None and not _is_one_of(value, refusal.harmless):
             raise InvalidRequestError(f"{name}: {refusal.why}", name)
-    fields = {name: value for name, value in body.items() if name not in refused and name not in ignored}
+    fields = {
+        name: value
+        for name, value in body.items()
+        if name not in refused and name not in ignored and (value is not None or name in model.model_fields)
+    }
     unknown = (name for name in fields if name not in model.model_fields)
     if (first := next(unknown, None)) is not None and len(fields) > 2 * len(model.model_fields):
         fields = {first: fields[first]}  # one is enough to say so: each would become an error with its texts

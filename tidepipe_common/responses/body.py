@@ -26,7 +26,14 @@ from tidepipe_common.openai.numbers import (
     TopP,
 )
 from tidepipe_common.openai.reasoning import Effort, TemplateArguments
-from tidepipe_common.openai.validation import Refusal, StrictModel, renamed, validate
+from tidepipe_common.openai.validation import (
+    NOTHING_ELSE,
+    Refusal,
+    StrictModel,
+    renamed,
+    unknown_field,
+    validate,
+)
 from tidepipe_common.responses.items import (
     ADDITIONAL_TOOLS,
     INPUT_SCHEMA,
@@ -67,7 +74,7 @@ _TOOL_CHOICE = {
             "type": "object",
             "properties": {"type": {"enum": ["function", "custom"]}, "name": _NAMED},
             "required": ["type", "name"],
-            "additionalProperties": False,
+            "additionalProperties": NOTHING_ELSE,
         },
         {
             "type": "object",
@@ -80,14 +87,14 @@ _TOOL_CHOICE = {
                         "type": "object",
                         "properties": {"type": {"enum": ["function", "custom"]}, "name": _NAMED},
                         "required": ["type", "name"],
-                        "additionalProperties": False,
+                        "additionalProperties": NOTHING_ELSE,
                     },
                     "minItems": 1,
                     "maxItems": MAX_TOOLS,
                 },
             },
             "required": ["type", "mode", "tools"],
-            "additionalProperties": False,
+            "additionalProperties": NOTHING_ELSE,
         },
     ]
 }
@@ -98,7 +105,7 @@ _FORMAT = {
             "type": "object",
             "properties": {"type": {"enum": ["text", "json_object"]}},
             "required": ["type"],
-            "additionalProperties": False,
+            "additionalProperties": NOTHING_ELSE,
         },
         {
             "type": "object",
@@ -110,7 +117,7 @@ _FORMAT = {
                 "description": {},
             },
             "required": ["type", "schema"],
-            "additionalProperties": False,
+            "additionalProperties": NOTHING_ELSE,
         },
     ]
 }
@@ -130,7 +137,7 @@ REFUSED = {
     "prompt": Refusal("prompt templates are not kept here; send instructions and input"),
     "context_management": Refusal("contexts are not compacted here; send fewer items", ([],)),
     "moderation": Refusal("there is no moderation here"),
-    "background_options": Refusal("is not supported"),
+    "background_options": Refusal("not supported"),
     "image": Refusal("only text is supported"),
     "max_tokens": Refusal("is called max_output_tokens here"),
     "max_completion_tokens": Refusal("is called max_output_tokens here"),
@@ -372,14 +379,14 @@ def _response_format(value: Any) -> Any:
         raise InvalidRequestError(f"text.format must be an object, got {kind(value)}", "text.format")
     match value.get("type"):
         case "json_schema":
-            if unknown := value.keys() - {"type", "name", "schema", "strict", "description"}:
+            if unknown := unknown_field(value, {"type", "name", "schema", "strict", "description"}):
                 raise InvalidRequestError(
-                    f"text.format has the unknown field {quoted(min(unknown))}", "text.format"
+                    f"text.format has the unknown field {quoted(unknown)}", "text.format"
                 )
             named = {name: part for name, part in value.items() if name != "type"}
             return {"type": "json_schema", "json_schema": named}
-        case "text" | "json_object" if len(value) == 1:
-            return value
+        case "text" | "json_object" as of if unknown_field(value, {"type"}) is None:
+            return {"type": of}
         case "text" | "json_object":
             raise InvalidRequestError("text.format of this type has no other field", "text.format")
         case other:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_SPEAKER_CHARACTERS, MAX_TURNS, check_count
-from tidepipe_common.openai.validation import checked_text
+from tidepipe_common.openai.validation import NOTHING_ELSE, checked_text, unknown_field
 from tidepipe_common.responses.names import INPUT, item_id
 from tidepipe_common.responses.tools import CUSTOM_INPUT, TOOLS_SCHEMA, chat_name
 from tidepipe_common.text.json_text import kind
@@ -82,8 +82,8 @@ def _item(where: str, item: Any) -> Item:
             f"{where} has the type {quoted(of)}; here there are {', '.join(ITEM_FIELDS)}", "input"
         )
     known = ITEM_FIELDS[of] | _ALWAYS
-    if unknown := item.keys() - known:
-        raise InvalidRequestError(f"{where} has the unknown field {quoted(min(unknown))}", "input")
+    if unknown := unknown_field(item, known):
+        raise InvalidRequestError(f"{where} has the unknown field {quoted(unknown)}", "input")
     match of:
         case "message":
             return _message(where, item)
@@ -157,8 +157,8 @@ def _read_part(where: str, part: Any, of: str) -> Item:
             "input",
         )
     name = "refusal" if given == "refusal" else "text"
-    if unknown := part.keys() - {"type", name, *_BESIDE_TEXT}:
-        raise InvalidRequestError(f"{where} has the unknown field {quoted(min(unknown))}", "input")
+    if unknown := unknown_field(part, {"type", name, *_BESIDE_TEXT}):
+        raise InvalidRequestError(f"{where} has the unknown field {quoted(unknown)}", "input")
     return _part(of, _text(f"{where}.{name}", part.get(name)))
 
 
@@ -250,7 +250,7 @@ def _described_part(types: dict[str, Any], text: str) -> dict[str, Any]:
         "type": "object",
         "properties": {"type": types, text: _STRING} | {name: {} for name in _BESIDE_TEXT},
         "required": ["type", text],
-        "additionalProperties": False,
+        "additionalProperties": NOTHING_ELSE,
     }
 
 
@@ -285,7 +285,7 @@ def _described(of: str) -> dict[str, Any]:
         "type": "object",
         "properties": {**properties, **own, "type": {"const": of}},
         "required": required if of == "message" else ["type", *required],
-        "additionalProperties": False,
+        "additionalProperties": NOTHING_ELSE,
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_TOOL_NAME_CHARACTERS, MAX_TOOLS, check_count
+from tidepipe_common.openai.validation import NOTHING_ELSE, unknown_field
 from tidepipe_common.text.json_text import kind
 from tidepipe_common.text.text import quoted
 
@@ -137,8 +138,8 @@ def _take(tools: ChatTools, where: str, tool: Any, namespace: str) -> None:
 
 
 def _known(where: str, tool: Mapping[str, Any], known: set[str]) -> None:
-    if unknown := tool.keys() - known:
-        raise InvalidRequestError(f"{where} has the unknown field {quoted(min(unknown))}", "tools")
+    if unknown := unknown_field(tool, known):
+        raise InvalidRequestError(f"{where} has the unknown field {quoted(unknown)}", "tools")
     for name, harmless in _HARMLESS.items():
         if not any(type(tool.get(name)) is type(one) and tool.get(name) == one for one in harmless):
             raise InvalidRequestError(f"{where}.{name} is not supported; leave it out", "tools")
@@ -173,9 +174,9 @@ def chat_tool_choice(value: Any) -> Any:
         case None | str():
             return value
         case {"type": "function" | "custom", "name": str(name), **rest}:
-            if unknown := rest.keys() - {"namespace"}:
+            if unknown := unknown_field(rest, {"namespace"}):
                 raise InvalidRequestError(
-                    f"tool_choice has the unknown field {quoted(min(map(str, unknown)))}", "tool_choice"
+                    f"tool_choice has the unknown field {quoted(unknown)}", "tool_choice"
                 )
             space = rest.get("namespace")
             named = chat_name(name, space if isinstance(space, str) else "")
@@ -225,7 +226,7 @@ _FUNCTION_SCHEMA = {
         **_OWN,
     },
     "required": ["type", "name"],
-    "additionalProperties": False,
+    "additionalProperties": NOTHING_ELSE,
 }
 _CUSTOM_SCHEMA = {
     "type": "object",
@@ -237,7 +238,7 @@ _CUSTOM_SCHEMA = {
         **_OWN,
     },
     "required": ["type", "name"],
-    "additionalProperties": False,
+    "additionalProperties": NOTHING_ELSE,
 }
 TOOLS_SCHEMA = {
     "type": "array",

@@ -26,7 +26,7 @@ MAX_BODY_BYTES = 128 * 1024
 MAX_WINDOW_HOURS = 24 * 30
 _WINDOW = "^([1-9]|[1-9][0-9]|[1-6][0-9]{2}|7[01][0-9]|720)h$"
 """1h to MAX_WINDOW_HOURS."""
-_REFUSED = {"output_expires_after": Refusal("is not supported: delete the files when they are not needed")}
+_REFUSED = {"output_expires_after": Refusal("not supported: delete the files when they are not needed")}
 
 
 class BatchBody(StrictModel):

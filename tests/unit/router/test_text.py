@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from router.requests.output import StopMatcher
@@ -263,3 +263,12 @@ def test_a_text_that_cannot_fit_is_refused_after_a_part_of_it() -> None:
 def test_chat_templates_are_tried_out(template: str, message: str) -> None:
     with pytest.raises(ModelError, match=f"it: .*{message}") if message else nullcontext():
         try_out([template], "it")
+
+
+def test_a_text_that_the_tokenizer_gives_up_on_is_refused() -> None:
+    """An expression that goes back and forth ends with a panic of Rust, which is no Exception."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    text = TextProcessor(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    with pytest.raises(InvalidRequestError, match="gives up on this text"):
+        text.encode("a" * 40 + "!")

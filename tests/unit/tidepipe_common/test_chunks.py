@@ -33,3 +33,22 @@ def test_few_small_chunks_and_many_of_some_size_are_read() -> None:
 def test_many_small_chunks_are_refused() -> None:
     with pytest.raises(h11.RemoteProtocolError, match="bytes or more on average"):
         _read(_chunk(1) * 40_000)
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", "illegal header line"),
+        (b"G@T / HTTP/1.1\r\nHost: x\r\n\r\n", "illegal request line"),
+        (HEAD + b"0x5\r\n", "illegal chunk header"),
+        (HEAD + b"1\r\nabc", "malformed chunk footer"),
+    ],
+)
+def test_what_is_no_http_is_refused_in_words_alone(sent: bytes, said: str) -> None:
+    """h11 adds the bytes as Python writes them, a mistyped Authorization line as well."""
+    connection = StrictConnection()
+    connection.receive_data(sent)
+    with pytest.raises(h11.RemoteProtocolError):
+        while connection.next_event() is not h11.NEED_DATA:
+            pass
+    assert connection.refusal == (400, said)

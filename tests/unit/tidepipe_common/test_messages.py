@@ -164,3 +164,12 @@ def test_blocks_do_not_depend_on_cuts_and_streams_add_up_to_them(
     assert (
         message["usage"]["input_tokens"] + message["usage"]["cache_read_input_tokens"] == USAGE.prompt_tokens
     )
+
+
+def test_blocks_that_an_sdk_writes_out_have_nulls_of_any_name() -> None:
+    block = {"type": "text", "text": "a"}
+    bodies = [
+        {"max_tokens": 4, "messages": [{"role": "user", "content": [{**block, **more}], **more}], **more}
+        for more in ({}, {"of_next_year": None})
+    ]
+    assert parse_message(bodies[0], "r") == parse_message(bodies[1], "r")

@@ -336,7 +336,7 @@ COMPLETION_ERRORS: list[tuple[object, str, str | None]] = [
     ({"prompt": [1, 2.0]}, "prompt must be a string or a list of token ids", "prompt"),
     ({"prompt": "a", "logprobs": 21}, "logprobs must be in [0, 20], got 21", "logprobs"),
     ({"prompt": "a", "logprobs": True}, "logprobs must be an integer, got true", "logprobs"),
-    ({"prompt": "a", "best_of": 3}, "best_of: is not supported; use n", "best_of"),
+    ({"prompt": "a", "best_of": 3}, "best_of: not supported; use n", "best_of"),
     ({"prompt": "a", "suffix": "b"}, "suffix: inserting text is not supported", "suffix"),
     ({"prompt": "a", "guided_json": False}, "guided_json has the schema false", "guided_json"),
     ({"prompt": "a", "guided_json": "{'a': 1}"}, "not usable: not JSON", "guided_json"),
@@ -395,3 +395,45 @@ def test_any_body_is_understood_or_refused_in_one_line(body: dict[str, Any], cha
     else:
         request.sampling.check()
         str(request).encode()  # nothing that cannot travel
+
+
+def test_null_asks_for_nothing_by_whatever_name() -> None:
+    """SDKs send answers back with all fields that a message has in their release, most of them null."""
+    unknown = {"of_next_year": None}
+    said = {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a"}]},
+            {"role": "assistant", "content": "b"},
+        ],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    more = {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a", **unknown}], **unknown},
+            {"role": "assistant", "content": "b", **unknown},
+        ],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "x", "schema": {}, **unknown},
+            **unknown,
+        },
+        "stream": True,
+        "stream_options": {"include_usage": True, **unknown},
+        **unknown,
+    }
+    assert parse_chat(more, "r") == parse_chat(said, "r")
+    with pytest.raises(InvalidRequestError, match=r"unknown field 'messages\.0\.of_next_year'"):
+        parse_chat({"messages": [{"role": "user", "content": "a", "of_next_year": False}]}, "r")
+
+
+def test_an_answer_of_nothing_can_be_sent_back() -> None:
+    request = parse_chat({"messages": [*HELLO, {"role": "assistant", "content": None}, *HELLO]}, "r")
+    assert request.prompt[1] == ChatTurn("assistant", "")
+
+
+def test_marks_of_caches_change_nothing() -> None:
+    part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    request = parse_chat({"messages": [{"role": "user", "content": [part]}]}, "r")
+    assert request.prompt == (ChatTurn("user", "a"),)

@@ -28,6 +28,12 @@ def test_gguf_of_a_family_that_transformers_does_not_run(tmp_path: Path) -> None
 
 
 CODE = {"tokenizer_class": "X", "auto_map": {"AutoTokenizer": ["a.B", None]}}
+TWICE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
+def grown(step: str, **steps: object) -> dict[str, object]:
+    """A tokenizer.json with a sequence of steps, each of which is small."""
+    return {"model": {}, "added_tokens": [], step: {"type": "Sequence", **steps}}
 
 
 @pytest.mark.parametrize(
@@ -38,6 +44,11 @@ CODE = {"tokenizer_class": "X", "auto_map": {"AutoTokenizer": ["a.B", None]}}
         ({"tokenizer.json": "{"}, r"tokenizer\.json: not JSON"),
         ({"tokenizer.json": "{}"}, r"tokenizer\.json: model must be an object, got null"),
         ({"tokenizer.json": '{"model": {"vocab": {}}, "added_tokens": []}'}, "cannot load the tokenizer"),
+        (
+            {"tokenizer.json": json.dumps(grown("normalizer", normalizers=[TWICE] * 40))},
+            "normalizer may make",
+        ),
+        ({"tokenizer.json": json.dumps(grown("decoder", decoders=[TWICE] * 40))}, "decoder may make"),
         ({"tokenizer_config.json": json.dumps(CODE)}, "which is never run"),
         ({"tokenizer_config.json": "[" * 100_000}, r"tokenizer_config\.json: .*nested too deeply"),
         ({"tokenizer_config.json": '{"eos_token": 5}'}, "eos_token must be a string or an object"),

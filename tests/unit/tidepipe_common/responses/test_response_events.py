@@ -169,3 +169,16 @@ def test_calls_come_back_as_what_they_were_given_as() -> None:
     calls = again[0]["tool_calls"]
     assert [one["function"]["name"] for one in calls] == ["f", "patch", "ns__g"]
     assert [one["tool_call_id"] for one in again[1:]] == [one["id"] for one in calls]
+
+
+def test_items_that_an_sdk_writes_out_have_nulls_of_any_name() -> None:
+    bodies = [
+        {
+            "input": [{"role": "user", "content": [{"type": "input_text", "text": "a", **more}], **more}],
+            "text": {"format": {"type": "text", **more}, **more},
+            "tools": [{**TOOLS[0], **more}],
+            **more,
+        }
+        for more in ({}, {"of_next_year": None})
+    ]
+    assert parse_response(bodies[0]).chat_body() == parse_response(bodies[1]).chat_body()
