@@ -96,10 +96,19 @@ def evaluate(
 
 def _print_table(rows: dict[str, Figures]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("", "pinball", "MAE, tokens", *(f"≤ {name}" for name in SHOWN))
-    for name, row in rows.items():
-        coverage = (f"{row.coverage[level]:.1%}" for level in SHOWN)
-        table.add_row(name, f"{row.pinball:.2f}", f"{row.mae_tokens:.1f}", *coverage)
-    Console().print(table)
+    from tidepipe.cli.admin.table import Column, named, print_table
+
+    columns = [Column("lengths"), Column("pinball", right=True), Column("MAE, tokens", 1, right=True)]
+    columns += [Column(f"≤ {name}", 2, right=True) for name in SHOWN]
+    print_table(
+        Console(),
+        columns,
+        [
+            (
+                *(named(name), f"{row.pinball:.2f}", f"{row.mae_tokens:.1f}"),
+                *(f"{row.coverage[level]:.1%}" for level in SHOWN),
+            )
+            for name, row in rows.items()
+        ],
+    )

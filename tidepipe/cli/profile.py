@@ -157,18 +157,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _print(measured: Profile, about: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+
+    from tidepipe.cli.admin.table import Column, print_table
 
     console = Console()
     console.print(
         f"{about['model']}, {about['dtype']} on {about['device']}, {about['threads']} threads; whole model"
     )
-    table = Table("tokens", "ms", "tokens/s")
-    for column in table.columns:
-        column.justify = "right"
-    for tokens, ms in measured.table:
-        table.add_row(str(tokens), f"{ms:.2f}", f"{1000 * tokens / ms:.0f}")
-    console.print(table)
+    print_table(
+        console,
+        [Column(name, right=True) for name in ("tokens", "ms", "tokens/s")],
+        [(str(tokens), f"{ms:.2f}", f"{1000 * tokens / ms:.0f}") for tokens, ms in measured.table],
+    )
     if (terms := measured.terms) is not None:
         console.print(
             f"context {terms.kv_token_us:.3f} us per KV entry read, {terms.pair_us:.3f} us per prompt pair; "

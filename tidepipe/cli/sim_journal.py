@@ -109,9 +109,9 @@ def _fields(name: str, live: LiveRun, result: RunResult) -> dict[str, Any]:
 
 
 def _print(live: LiveRun, results: dict[str, RunResult]) -> None:
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
+
+    from tidepipe.cli.admin.table import Column, named, print_table
 
     console = Console()
     if live.differing:
@@ -126,22 +126,27 @@ def _print(live: LiveRun, results: dict[str, RunResult]) -> None:
         by = "" if live.dispatch_steps else " (assumed)"
         beside = f"{live.dispatch_s * 1000:.1f} ms each beside computing{by}"
         console.print(f"steps took, times what the profile says: {told}; and {beside}")
-    table = Table("", box=SIMPLE)
-    for column in ("seconds", "tok/s", "of live", "busy", "switches", "preempted", "steals", "found"):
-        table.add_column(column, justify="right")
-    table.add_row(
-        f"live: {live.spec.policy}",
-        f"{live.makespan_s:.2f}",
-        f"{live.output_tokens / live.makespan_s:.0f}",
-        "1.00",
-        f"{sum(live.stage_busy) / len(live.stage_busy):.0%}",
-        str(live.phase_switches),
-        str(live.preemptions),
-        str(live.steals),
-        str(live.cached_tokens),
-    )
-    for name, result in results.items():
-        table.add_row(
+    # What is left out first on a narrow terminal has the highest number.
+    ranks = {
+        "seconds": 0, "tok/s": 1, "of live": 2, "busy": 4, "switches": 5, "preempted": 6, "steals": 7,
+        "found": 3,
+    }  # fmt: skip
+    columns = [Column("run"), *(Column(name, rank, right=True) for name, rank in ranks.items())]
+    rows = [
+        (
+            named(f"live: {live.spec.policy}"),
+            f"{live.makespan_s:.2f}",
+            f"{live.output_tokens / live.makespan_s:.0f}",
+            "1.00",
+            f"{sum(live.stage_busy) / len(live.stage_busy):.0%}",
+            str(live.phase_switches),
+            str(live.preemptions),
+            str(live.steals),
+            str(live.cached_tokens),
+        )
+    ]
+    rows += [
+        (
             f"virtual: {name}",
             f"{result.makespan_s:.2f}",
             f"{result.output_tokens_per_s:.0f}",
@@ -152,7 +157,9 @@ def _print(live: LiveRun, results: dict[str, RunResult]) -> None:
             str(result.steals),
             str(result.cached_tokens),
         )
-    console.print(table)
+        for name, result in results.items()
+    ]
+    print_table(console, columns, rows)
     console.print(
         "tok/s: output tokens; found: prompt tokens that were not computed again; busy: of the live run the "
         "last stage, else the mean of all",

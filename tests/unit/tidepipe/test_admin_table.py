@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -26,3 +27,10 @@ def test_no_name_is_cut_and_what_is_left_out_is_named(width: int) -> None:
         assert column.name in joined
     assert all(len(line) <= width for line in text.splitlines())
     assert ("notshown" in joined) == (width < 60)
+
+
+def test_commands_print_their_tables_so() -> None:
+    """Others cut names. Grids without columns' names have nothing to leave out."""
+    folder = Path(__file__).parents[3] / "tidepipe" / "cli"
+    texts = {path.name: path.read_text() for path in folder.rglob("*.py")}
+    assert {name for name, text in texts.items() if "Table(" in text} == {"table.py", "phases_view.py"}
