@@ -47,6 +47,15 @@ def worker_memory_gib(workers: int) -> float | None:
     return round(psutil.virtual_memory().available * _SHARE_OF_MEMORY / workers / _GIB, 3)
 
 
+def memory_fault(wanted: str, gib: float, workers: int) -> str:
+    """Why so many workers cannot have so much memory each; "" if they may. GPUs say it themselves."""
+    total = psutil.virtual_memory().total / _GIB
+    if worker_device(wanted, 0).startswith("cuda") or gib * workers <= total:
+        return ""
+    each = f"{gib:g} GiB for each of {workers} stages" if workers > 1 else f"{gib:g} GiB"
+    return f"--memory-gib: {each} is more than this machine has, {total:.1f} GiB"
+
+
 def visible_gpus() -> int:
     """Number of GPUs that a process of this machine sees, found without loading torch."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.config import ClusterConfig
-from launcher.devices import device_fault
+from launcher.devices import device_fault, memory_fault
 from tidepipe_common.adapter_config import read_adapter_config
 from tidepipe_common.errors import ConfigError, ModelError
 from tidepipe_common.http.site import sites
@@ -41,6 +41,10 @@ def check_settings(config: ClusterConfig) -> None:
 def _check_stages(config: ClusterConfig) -> None:
     if fault := device_fault(config.device):
         raise ConfigError(fault)
+    if config.memory_gib is not None:
+        workers = config.stages * config.instances
+        if fault := memory_fault(config.device, config.memory_gib, workers):
+            raise ConfigError(fault)
     if config.kv_offload is not None and (folder := parse_offload(config.kv_offload).folder) is not None:
         if not folder.is_dir():
             raise ConfigError(f"--kv-offload cannot make a file in {folder}: there is no such folder")

@@ -6,6 +6,7 @@ its value, and what leaving it out means.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 import types
@@ -187,7 +188,9 @@ def refusal(
     definition = settings_of(model).get(field)
     name = given_as.get(field, field)
     if definition is None:
-        return ConfigError(f"unknown setting '{name}'; known: {', '.join(model.model_fields)}")
+        near = difflib.get_close_matches(name, model.model_fields, 1)
+        known = f"did you mean {near[0]}?" if near else f"known: {', '.join(model.model_fields)}"
+        return ConfigError(f"unknown setting '{name}'; {known}")
     if problem["type"] == "missing":
         return ConfigError(f"{name} must be given")
     given = problem["input"]

@@ -30,7 +30,8 @@ def test_a_mix_is_a_setting_as_it_is_written(mix: TokenMix) -> None:
 @pytest.mark.parametrize(
     ("text", "flags", "message"),
     [
-        ('model = "m"\nstagess = 2', {}, "unknown setting 'stagess'.*known: model, stages"),
+        ('model = "m"\nhttp-port = 80', {}, "unknown setting 'http-port'; did you mean http_port"),
+        ('model = "m"\nflavour = 2', {}, "unknown setting 'flavour'; known: model, stages"),
         ('model = "m"\nstages = "2"', {}, r"stages: must be a whole number in \[1, 64\], got '2'"),
         ("model = ", {}, "not valid TOML"),
         ("", {}, "no model given"),

@@ -24,6 +24,7 @@ from tidepipe_common.regular_files import check_writable
         ({"data_dir": "/proc/x"}, "cannot write /proc/x"),
         ({"kv_offload": "1GiB:/nowhere"}, "/nowhere: there is no such folder"),
         ({"lora": "poet=/nowhere"}, "adapter poet: /nowhere: there is no such folder"),
+        ({"memory_gib": 1e5, "stages": 2}, "100000 GiB for each of 2 stages is more than this machine has"),
         ({"executor": "emulated", "hardware": "L99"}, "unknown hardware 'L99'; known: a100"),
         ({"device": "cuda"}, "PyTorch sees no CUDA device here"),
     ],
