@@ -26,14 +26,21 @@ from typing import Any
 
 from bench.online_goodput import ATTAINMENT
 from bench.online_pictures import pyplot
-from bench.online_studies import STUDIES, Trial
+from bench.online_studies import STUDIES, Trial, layouts_of
 from controller.scheduler.policies.catalog import Knobs
 from simulator.cluster_spec import ClusterSpec
 from simulator.goodput import Figures, Question, likely_rate, measure
+from simulator.layouts import Fleet, Layout
+from simulator.planner import likeliest_layout
 from simulator.systems import scan
 
 ALWAYS, IF_AHEAD = ("padg", "hybrid"), ("fudg-intra", "fudg-inter")
 """Systems that are tuned; the latter go on only if they nearly attain at what is the best so far."""
+UNPLANNED = "auto, as given"
+"""`auto` in the layout that the study gives, where the planner would take another one."""
+AUTO = ("auto", UNPLANNED)
+INSTANCES = "instances"
+"""A knob of all, in cells with several layouts of the same devices."""
 STEP = 1.02
 """Factor between the rates that are told apart."""
 COARSE = 6
@@ -86,13 +93,15 @@ class Found:
 class Cell:
     """One cluster, mix and pair of targets."""
 
-    def __init__(self, trial: Trial, question: Question, most: int) -> None:
+    def __init__(
+        self, trial: Trial, question: Question, most: int, layouts: list[ClusterSpec] | None = None
+    ) -> None:
         """trial: any of the cell's. most: requests of a run at most, but it has LEAST_S in any
-        case."""
-        self.spec: ClusterSpec = trial.spec
+        case. layouts: of the same devices, the trial's first; none: that alone."""
+        self._layouts = layouts or [trial.spec]
         self._asked = question
         self._most = most
-        self._base = likely_rate(self.spec, question.workload)
+        self._base = likely_rate(trial.spec, question.workload)
         self._seen: dict[tuple[str, str], dict[int, Figures]] = {}
 
     def look(self) -> dict[str, Any]:
@@ -102,17 +111,34 @@ class Cell:
         for name in (*ALWAYS, *IF_AHEAD):
             if one := self._tuned(name, _best(found), must_win=name in IF_AHEAD):
                 found[name] = one
-        knobs = scan("auto", self.spec)[0]
-        attains = lambda step: self._attains("auto", knobs, step)  # noqa: E731
-        found["auto"] = Found(knobs, highest(attains, _best(found)))
+        for name, spec in (("auto", self._planned()), (UNPLANNED, self._layouts[0])):
+            knobs = self._in_layout(scan("auto", spec)[0], spec)
+            attains = lambda step: self._attains("auto", knobs, step)  # noqa: B023, E731
+            found[name] = Found(knobs, highest(attains, _best(found)))
+            if spec is self._layouts[0]:
+                break
         return {
             "goodput": {name: self._rate(one.step) for name, one in found.items() if one.step is not None},
             "systems": {name: self._told(name, one) for name, one in found.items()},
             "cpu_s": round(time.process_time() - began, 1),
         }
 
+    def _planned(self) -> ClusterSpec:
+        """The layout that `tidepipe plan` would look at first."""
+        some = self._layouts[0]
+        nodes = some.devices // some.node_devices
+        fleet = Fleet(some.shape, some.hardware, nodes, some.node_devices, max_total=some.max_total)
+        layouts = {Layout(one.stages, one.tensor): one for one in self._layouts}
+        return layouts[likeliest_layout(fleet, self._asked, "auto", [*layouts])]
+
+    def _in_layout(self, knobs: Knobs, spec: ClusterSpec) -> Knobs:
+        return {**knobs, INSTANCES: spec.instances} if len(self._layouts) > 1 else knobs
+
+    def _settings(self, name: str) -> list[Knobs]:
+        return [self._in_layout(knobs, spec) for spec in self._layouts for knobs in scan(name, spec)]
+
     def _told(self, name: str, one: Found) -> dict[str, Any]:
-        seen = self._seen[name, json.dumps(one.knobs, sort_keys=True)]
+        seen = self._seen[_system(name), json.dumps(one.knobs, sort_keys=True)]
         shares = {str(self._rate(step)): round(here.attainment, 4) for step, here in sorted(seen.items())}
         there = {}
         if one.step is not None:
@@ -123,12 +149,15 @@ class Cell:
         return float(f"{self._base * STEP**step:.4g}")
 
     def _figures(self, name: str, knobs: Knobs, step: int) -> Figures:
-        key = name, json.dumps(knobs, sort_keys=True)
+        key = _system(name), json.dumps(knobs, sort_keys=True)
         seen = self._seen.setdefault(key, {})
         if step not in seen:
             rate, asked = self._rate(step), self._asked
             seconds = min(asked.seconds, max(LEAST_S, self._most / rate))
-            seen[step] = measure(name, knobs, self.spec, replace(asked, seconds=seconds), rate)
+            here = {knob: value for knob, value in knobs.items() if knob != INSTANCES}
+            layouts = {one.instances: one for one in self._layouts}
+            spec = layouts[int(knobs.get(INSTANCES, self._layouts[0].instances))]
+            seen[step] = measure(_system(name), here, spec, replace(asked, seconds=seconds), rate)
         return seen[step]
 
     def _share(self, name: str, knobs: Knobs, step: int) -> float:
@@ -139,7 +168,7 @@ class Cell:
 
     def _tuned(self, name: str, begin: int, *, must_win: bool) -> Found | None:
         """begin: the best so far."""
-        settings = scan(name, self.spec)
+        settings = self._settings(name)
         if not settings:
             return None
         rough, usual = begin, settings[0]
@@ -160,26 +189,32 @@ class Cell:
             knobs, rough = better, step
 
 
+def _system(name: str) -> str:
+    """What is run under that name."""
+    return "auto" if name in AUTO else name
+
+
 def _best(found: Mapping[str, Found]) -> int:
     return max((one.step for one in found.values() if one.step is not None), default=0)
 
 
 def ratios(goodput: Mapping[str, float]) -> dict[str, float]:
     """`auto` over each other system, and over the best of them (`best`)."""
-    others = {name: rate for name, rate in goodput.items() if name != "auto"}
+    others = {name: rate for name, rate in goodput.items() if name not in AUTO}
     over = {name: goodput["auto"] / rate for name, rate in others.items()}
     return {**over, "best": goodput["auto"] / max(others.values())}
 
 
 def print_table(cells: Mapping[str, Mapping[str, Any]]) -> None:
     """Markdown: goodput, settings that were best, and ratios."""
-    names = ("auto", *ALWAYS, *IF_AHEAD)
+    names = (*AUTO, *ALWAYS, *IF_AHEAD)
     print(f"| cell | {' | '.join(names)} | auto over the best |\n|---|{'---|' * (len(names) + 1)}")
     for cell, found in cells.items():
         values = []
         for name in names:
             rate, knobs = found["goodput"].get(name), found["systems"].get(name, {}).get("knobs", {})
-            which = "" if name == "auto" else f" ({', '.join(str(value) for value in knobs.values())})"
+            told = [str(value) for knob, value in knobs.items() if name not in AUTO or knob == INSTANCES]
+            which = f" ({', '.join(told)})" if told else ""
             values.append("" if rate is None else f"{rate:.4g}{which}")
         print(f"| {cell} | {' | '.join(values)} | {ratios(found['goodput'])['best']:.2f} |")
     for name in (*ALWAYS, "best"):
@@ -241,7 +276,9 @@ def main() -> None:
             if not fnmatch(name, pattern + "*") or name in report["cells"]:
                 continue
             asked = replace(trial.question, attainment=options.attainment)
-            found = report["cells"][name] = Cell(trial, asked, options.most).look()
+            device, model, *_ = name.split("/")
+            layouts = layouts_of(device, model) if options.study == "headline" else None
+            found = report["cells"][name] = Cell(trial, asked, options.most, layouts).look()
             path.write_text(json.dumps(report, indent=1))
             over = ", ".join(f"{other} {ratio:.2f}" for other, ratio in ratios(found["goodput"]).items())
             print(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from controller.scheduler.policies.catalog import Knobs
@@ -24,6 +24,8 @@ TENSOR = {
 }
 DEVICES = {"l20": 32, "a800": 16, "h100": 16}
 """EcoServe's clusters: 4 of the 8 nodes of L20, 2 nodes of A800, 2 of H100."""
+OTHER_TENSOR: Mapping[tuple[str, str], tuple[int, ...]] = {("l20", "qwen2-72b"): (4,)}
+"""Devices of an instance that are looked at besides: all-reduces over PCIe make eight a poor choice there."""
 CHAT = SloTarget(5.0, 0.1)
 STUDY = "codellama-34b"
 
@@ -44,6 +46,12 @@ def cluster(device: str, model: str, instances: int = 0) -> ClusterSpec:
     tensor = TENSOR[device][model]
     shape, kind = read_shape(model), hardware(device)
     return ClusterSpec(shape, kind, instances or DEVICES[device] // tensor, tensor, max_total=MAX_TOTAL)
+
+
+def layouts_of(device: str, model: str) -> list[ClusterSpec]:
+    """The cluster, and what else its devices are looked at as."""
+    spec = cluster(device, model)
+    return [spec, *(spec.split(tensor) for tensor in OTHER_TENSOR.get((device, model), ()))]
 
 
 def question(mix: str, seed: int, seconds: float) -> Question:

@@ -1,10 +1,11 @@
-"""Beginnings that an instance in virtual time lends to others, and that it borrows: as the controller's
-scheduler does (`controller/scheduler/loans.py`), by its rule and its limits."""
+"""Beginnings that an instance in virtual time lends to others, that it borrows, and that go ahead of those
+who are to go on there: as the controller's scheduler does (`controller/scheduler/loans.py`), by its rule and
+its limits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from controller.scheduler.fetch_rule import Fetching, FetchRule
 from controller.scheduler.grants import Held
@@ -37,7 +38,8 @@ class Loans:
         self._rule = rule
         self._chunk = chunk
         self._lent: dict[Job, Held] = {}
-        self._loans: dict[int, _Loan] = {}
+        self._loans: dict[tuple[int, bool], _Loan] = {}
+        """By numbers of fetches, and whether they go ahead."""
         self._coming: dict[bytes, _Loan] = {}
 
     @property
@@ -68,14 +70,31 @@ class Loans:
     def borrow(self, job: Job, handle: KvHandle, others: int, now: float) -> int | None:
         """Bytes of a beginning to be fetched for one that waits then; 0: it waits for what comes for another
         one; None: it is to be computed. others: who hold memory here."""
-        keys, count = job.findable_keys, handle.computed // BLOCK_SIZE
-        found = self._memory.find(keys)
-        loan = self._coming.get(keys[found]) if found < len(keys) else None
-        if loan is not None:
-            if now >= loan.until:
+        if (loan := self._coming_of(job)) is not None:
+            if loan.fetching.ahead_of_it or now >= loan.until:
                 return None
             loan.waiting.append(job)
             return 0
+        return self._fetch(job, handle, others, now, ahead=False)
+
+    def offer(self, job: Job, handle: KvHandle, others: int, now: float) -> int | None:
+        """The same of a prompt that is being computed elsewhere and is to go on here: nobody waits for it."""
+        return self._fetch(job, handle, others, now, ahead=True)
+
+    def comes(self, job: Job) -> bool:
+        """Is what stands behind what is here of it on its way?"""
+        return self._coming_of(job) is not None
+
+    def _coming_of(self, job: Job) -> _Loan | None:
+        if not self._coming:
+            return None
+        keys = job.findable_keys
+        found = self._memory.find(keys)
+        return self._coming.get(keys[found]) if found < len(keys) else None
+
+    def _fetch(self, job: Job, handle: KvHandle, others: int, now: float, *, ahead: bool) -> int | None:
+        keys, count = job.findable_keys, handle.computed // BLOCK_SIZE
+        found = self._memory.find(keys)
         missing = count - found
         nbytes = missing * handle.block_bytes
         under_way = sum(len(one.keys) - one.found for one in self._loans.values())
@@ -88,20 +107,20 @@ class Loans:
         against = self._rule.against(handle, begin, left, nbytes, others=others, chunk=self._chunk, now=now)
         if against is not None:
             return None
-        fetching = self._rule.begin(handle, nbytes, now)
+        fetching = self._rule.begin(handle, nbytes, now, ahead=ahead)
         held = self._memory.hold(keys[:found], count)
-        loan = _Loan(held, keys[:count], found, fetching, now + waited_s(fetching.predicted_s), [job])
-        self._loans[job.index] = loan
+        waiting = [] if ahead else [job]
+        loan = _Loan(held, keys[:count], found, fetching, now + waited_s(fetching.predicted_s), waiting)
+        self._loans[job.index, ahead] = loan
         self._coming.update(dict.fromkeys(keys[found:count], loan))
         return nbytes
 
-    def fetched(self, number: int, ahead: float, seconds: float, now: float) -> list[Job] | None:
+    def fetched(self, number: int, seconds: float, now: float, *, ahead: bool) -> list[Job] | None:
         """It is here: who waited for it. None: it is none of ours."""
-        loan = self._loans.pop(number, None)
+        loan = self._loans.pop((number, ahead), None)
         if loan is None:
             return None
-        news = KvFetched(number, nbytes=loan.fetching.nbytes, seconds=seconds)
-        self._rule.ended(replace(loan.fetching, ahead=ahead), news, now)
+        self._rule.ended(loan.fetching, KvFetched(number, nbytes=loan.fetching.nbytes, seconds=seconds), now)
         for key in loan.keys[loan.found :]:
             self._coming.pop(key, None)
         self._memory.seal(loan.held, loan.keys, loan.found)

@@ -9,12 +9,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from simulator.job import Job
+from simulator.job import NOT_YET, Job
 
 
 class Numbers(NamedTuple):
-    """What one that decodes is judged by. due: its first token. ttft_s: time that it had for that when it
-    came here. begun: tokens that it would have had in round 0."""
+    """What one that decodes is judged by.
+
+    first_at: when it had its first token, or came with some. due: its first token; ttft_s: time that it had
+    for that when it came here; both infinite if it came with some. begun: tokens that it would have had in
+    round 0. given: those that it came with.
+    """
 
     prompt: float
     expected: float
@@ -23,13 +27,16 @@ class Numbers(NamedTuple):
     ttft_s: float
     tpot_s: float
     begun: float
+    given: float
 
     @classmethod
     def of(cls, job: Job) -> Numbers:
         """Of one that takes part from now on."""
-        due, tpot_s = job.arrival + job.slo.ttft_s, job.slo.tpot_s
+        due = NOT_YET if job.given else job.arrival + job.slo.ttft_s
         begun = job.generated - job.start_round
-        return cls(job.prompt, job.expected, job.first, due, due - job.submitted, tpot_s, begun)
+        return cls(
+            job.prompt, job.expected, job.begun_at, due, due - job.submitted, job.slo.tpot_s, begun, job.given
+        )
 
 
 class DecodeBatch:

@@ -40,7 +40,7 @@ from controller.scheduler.scheduler import Scheduler
 from controller.scheduler.sequence import State
 from router.scheduler.instance_report import FOREVER, InstanceReport
 from simulator.cluster_spec import ClusterSpec
-from simulator.job import NOT_YET, ROOT, Job
+from simulator.job import NOT_YET, P90, ROOT, Job
 from simulator.pipeline import SimulatedStages
 from simulator.simulated_model import GO_ON, STOP, SimulatedModel
 from simulator.slack import as_points
@@ -185,7 +185,7 @@ class ExactInstance:
             ahead="ab" if job.passes_on else "",
         )
         self._hear(SequencesArrived((new,)))
-        self._hear(LengthPredicted(name, job.expected, 1.5 * job.expected))
+        self._hear(LengthPredicted(name, job.expected, P90 * job.expected))
 
     def lend(self, job: Job, now: float) -> int:
         """Keep what is here of its prompt's beginning for another instance: so many tokens."""
@@ -252,7 +252,7 @@ class ExactInstance:
             kv=handle_of(giver, job.to_compute - 1, self._token_bytes, MOST_LEASE_S),
         )
         self._hear(SequencesArrived((new,)))
-        self._hear(LengthPredicted(name, job.expected, 1.5 * job.expected))
+        self._hear(LengthPredicted(name, job.expected, P90 * job.expected))
 
     def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
         """Its blocks are here."""

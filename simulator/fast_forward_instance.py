@@ -2,25 +2,29 @@
 
 It follows the rules of the controller's policies step by step while prompts are computed. While it only
 decodes, nothing changes from round to round but the context's length, so all rounds until the next event (an
-output ends, memory runs out, the router looks) are done in one stroke, in closed form. That makes it ten to
-twenty times as fast as the scheduler itself, and near enough: see `docs/results/online.md` for the comparison
-and `exact_instance.py` for the scheduler in its place.
+output ends, memory runs out, the router looks) are done in one stroke, in closed form. It knows the end of
+its present step and tells what is so before it: `docs/results/online.md` says how near that is to the
+scheduler itself, `exact_instance.py`.
 
 What it has is kept by `prompts.py` and `decode_batch.py`; `step_times.py` says how long its work takes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import heapq
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 import numpy as np
 
-from controller.scheduler.fetch_rule import Fetching, FetchRule
+from controller.scheduler.expectation import SeenLengths, expected_answer
+from controller.scheduler.fetch_rule import FetchRule
+from controller.scheduler.grants import Held
 from controller.scheduler.holdings import HeldPrefixes, HoldingsReader
 from controller.scheduler.passing_on import HELD_S, PassingOn
 from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.slack import (
+    Rows,
     SlackReport,
     WindowPrompt,
     in_window,
@@ -40,22 +44,40 @@ from controller.scheduler.step_budget import (
 from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
 from router.scheduler.policies.roles import PACED_POLICY
 from simulator.borrowed import Loans
+from simulator.coming import Coming
 from simulator.decode_batch import DecodeBatch
 from simulator.job import NOT_YET, Job
 from simulator.kv_memory import KvMemory
 from simulator.prompts import PromptLine, PromptStep
-from simulator.slack import as_points, decoding_job, decoding_rows, expected_mean, growth, running_rows
+from simulator.slack import as_points, decoding_job, decoding_rows, running_rows
 from simulator.step_times import StepTimes
 from simulator.transfers import NOT_FETCHED, Arriving, Left, handle_of
 from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.transfer import TransferCosts
 from tidepipe_common.settings.defaults import BLOCK_SIZE
-from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvFetched, KvTransfer
+from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer
 from tidepipe_common.types.plan import Phase
 
-SLACK_S = 0.4
-"""Age that slack may reach in a report: reckoning it takes longer than simulating."""
+_SHORT = (1.0, 0.5)
+"""Of a round, what is missing while it is under way: all; of one with several steps half, in the mean."""
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A step, or the last round of several, until it is over: nobody has heard of it.
+
+    tokens: of prompts. steps: that it consists of, each of so many seconds, until `ends`. short: see _SHORT.
+    ended: whose last token it has.
+    """
+
+    tokens: int
+    riding: bool
+    steps: int
+    each_s: float
+    ends: float
+    short: float = 0.0
+    ended: list[Job] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +99,22 @@ class InstanceRules:
     reuse: bool = True
     tells: bool = False
     dispatch_s: float = DISPATCH_S
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is told of those who are here, as long as no step has ended and nobody has come: `at` is when.
+
+    decoding, idle, round_s, lost: as of slack_of. peak: tokens of memory. expected: output of an answer.
+    """
+
+    at: tuple[float, int, int] | None = None
+    decoding: Rows = field(default_factory=lambda: np.empty((0, 4)))
+    idle: list[float] = field(default_factory=list)
+    round_s: float = 0.0
+    lost: float = 1.0
+    peak: int = 0
+    expected: int = 0
 
 
 class FastForwardInstance:
@@ -102,21 +140,20 @@ class FastForwardInstance:
         self.left: list[Left] = []
         self.arriving: list[Arriving] = []
         self.begun: list[Left] = []
-        self._ahead: set[Job] = set()
-        self._fetches: dict[tuple[Job, bool], Fetching] = {}
-        """Of those that come, and of what goes ahead of them (True)."""
         self._said, self._token_bytes = transfer, transfer.token_bytes
         self._transfers = TransferCosts.of(transfer)
         self._fetch_rule = FetchRule(cost, self._transfers)
         self._fetch_rule.node = transfer.node
-        self._coming = self._under_way = 0
-        self._lent: dict[Job, int] = {}
+        self._lent: dict[Job, Held] = {}
+        self._leaving: list[Job] = []
         self._rules = rules
         self._stages = stages
         self._cost = cost
         self._times = StepTimes(cost, stages, rules.dispatch_s)
-        self._memory = KvMemory(kv_tokens)
+        self._memory = KvMemory(kv_tokens, rules.context)
+        self._reviews: list[tuple[int, int, Job]] = []  # heap by the round in which they are due
         self._loans = Loans(self._memory, self._fetch_rule, rules.budget)
+        self._coming = Coming(self._memory, self._loans, self._fetch_rule, transfer.token_bytes, rules.budget)
         self._holdings: HoldingsReader | None = None
         if rules.tells:
             held = HeldPrefixes(BLOCK_SIZE)
@@ -132,13 +169,13 @@ class FastForwardInstance:
         self._pace = PromptPace()
         self._budget = StepBudget(cost) if rules.paced else None
         self._passing = PassingOn()
-        self._slack = Slack()
-        self._growth = self._expected = 0
-        self._slack_at = -1.0
+        self._seen = SeenLengths()
+        self._under: _UnderWay | None = None
+        self._looked = _Look()
 
     def __len__(self) -> int:
         here = len(self._line) + len(self._started) + len(self._decode_batch)
-        return here + self._under_way + self._loans.waiting
+        return here + len(self._coming) + self._loans.waiting
 
     @property
     def unfinished_tokens(self) -> int:
@@ -170,6 +207,7 @@ class FastForwardInstance:
     def deliver(self, job: Job, now: float) -> None:
         """A request whose prompt was computed elsewhere; its KV cache is here once there is room."""
         self.advance(now)
+        job.begun_at, job.given = now, job.generated
         self._line.add_computed(job)
         self._memory.wait(job)
         self._tokens += job.to_compute
@@ -179,68 +217,79 @@ class FastForwardInstance:
     def leave(self, job: Job, now: float) -> None:
         """It is to go on elsewhere, if its prompt is done and it has not ended; `left` says since when. Its
         memory is held until it is released."""
+        self.advance(now)
+        if job.decoding and self.clock > now:
+            self._leaving.append(job)  # behind the step that it is in
+        else:
+            self._leave(job, now)
+
+    def _leave(self, job: Job, now: float) -> None:
         if job in self._started:
             self._started.remove(job)
-            self._passing.left(job.generated)
+            self._passing.left(job.generated - job.given)
             grown = 0
         elif job.decoding and job in self._decode_batch:
             before = job.generated
             grown = self._decode_batch.leave(job)
-            self._passing.left(before + grown)
+            self._passing.left(before + grown - job.given)
         else:
             return
-        self._lent[job] = grown
+        self._lent[job] = self._memory.hand_out(job, grown)
         self._tokens -= job.to_compute
-        self.left.append(Left(max(now, self.clock), job))
+        self.left.append(Left(now, job))
+        self._looked = _Look()
 
     def release(self, job: Job, now: float) -> None:
         """Nobody fetches it any more."""
-        if job in self._lent:
-            self._memory.leave(job, self._lent.pop(job))
+        if (held := self._lent.pop(job, None)) is not None:
+            self._memory.let_go(held)
+            self._looked = _Look()
 
     def receive(self, job: Job, giver: str, now: float) -> None:
         """A request comes from another instance, of that node; `arriving` says what is to be fetched."""
+        self.advance(now)
         self.accepted += 1
-        self._under_way += 1
-        self._coming += job.to_compute
         self._tokens += job.to_compute
-        here = whole_blocks(job) if job in self._ahead else 0
-        self._ahead.discard(job)
-        self._fetch(job, giver, job.to_compute - 1, here, now)
+        self._coming.come(job, giver)
+        self._plan_coming(now)
+
+    def _plan_coming(self, now: float) -> None:
+        self._looked = _Look()
+        arriving, computed = self._coming.plan(self._running, now)
+        self.arriving += arriving
+        for job in reversed(computed):
+            self._line.put_back(job)
+            self._memory.wait(job)
+
+    @property
+    def _running(self) -> int:
+        """Requests that have memory, but for those whose blocks are on their way."""
+        under_way = sum(0 < job.computed < job.to_compute for job in islice(self._line, 1))
+        return len(self._decode_batch) + len(self._started) + under_way
 
     def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
         """Its blocks are here. ahead: bytes that were under way before them."""
         if one.number == NOT_FETCHED:
             return
-        news = KvFetched(one.number, nbytes=round(one.nbytes), seconds=seconds)
-        if fetching := self._fetches.pop((one.job, one.ahead), None):
-            self._fetch_rule.ended(fetching, news, now)
-        if one.ahead:
-            return
-        if (waited := self._loans.fetched(one.number, ahead, seconds, now)) is not None:
+        waited = self._loans.fetched(one.number, seconds, now, ahead=one.ahead)
+        if waited is not None:
             for job in waited:
                 self._queue(job)
-            return
-        self._under_way -= 1
-        self._coming -= one.job.to_compute
-        self._tokens -= one.job.to_compute
-        self.deliver(one.job, now)
+        else:
+            self._coming.fetched(one.job, one.nbytes, seconds, now)
+            self._started.append(one.job)
+        self._plan_coming(now)
 
     def offer(self, job: Job, giver: str, now: float) -> None:
         """Its prompt is being computed at an instance of that node, and it is to go on here; `arriving` says
         what is fetched of its blocks meanwhile."""
+        self.advance(now)
+        self._looked = _Look()
+        job.make_keys()
         if count := whole_blocks(job):
-            self._ahead.add(job)
-            self._fetch(job, giver, count, 0, now, ahead=True)
-
-    def _fetch(
-        self, job: Job, giver: str, tokens: int, here: int, now: float, *, ahead: bool = False
-    ) -> None:
-        """Of so many tokens of it what is not here, from an instance of that node."""
-        handle, nbytes = handle_of(giver, tokens, self._token_bytes), (tokens - here) * self._token_bytes
-        rest = tokens - here < here
-        self._fetches[job, ahead] = self._fetch_rule.begin(handle, round(nbytes), now, ahead=ahead, rest=rest)
-        self.arriving.append(Arriving(job, nbytes, job.index, ahead))
+            nbytes = self._loans.offer(job, handle_of(giver, count, self._token_bytes), self._running, now)
+            if nbytes:
+                self.arriving.append(Arriving(job, nbytes, job.index, ahead=True))
 
     def decoding(self) -> list[tuple[Job, int]]:
         """All that decode, with their tokens so far."""
@@ -274,6 +323,9 @@ class FastForwardInstance:
     def advance(self, until: float) -> None:
         """Do everything that begins by then."""
         while self.clock <= until:
+            self._hear()
+            if self._coming:
+                self._plan_coming(self.clock)
             for job in self._loans.late(self.clock):
                 self._queue(job)
             if self._line and self._compute_prompts():
@@ -344,11 +396,12 @@ class FastForwardInstance:
 
     def _prefill(self, step: PromptStep) -> None:
         self._turn(Phase.PREFILL)
+        began = self.clock
         spent = self._times.prompts(step, sum(job.computed == job.to_compute for job in step.jobs))
         self.clock += spent
         self._last_prefill_s = spent
-        self._pace.computed(step.tokens, riding=False, now=self.clock)
-        self._prompts_done(step.jobs, self.clock + self._times.through(spent, step.tokens))
+        self._under = _UnderWay(step.tokens, False, 1, spent, self.clock)
+        self._prompts_done(step.jobs, began, self.clock + self._times.through(spent, step.tokens))
 
     def _mixed_round(self, step: PromptStep) -> None:
         self._turn(Phase.MIXED)
@@ -356,20 +409,24 @@ class FastForwardInstance:
         rounds = self._decode_batch
         spent = self._times.mixed_round(step, len(rounds), rounds.context)
         self.clock += spent
-        self._pace.computed(step.tokens, riding=len(rounds) > 0, now=self.clock)
+        self._under = _UnderWay(step.tokens, len(rounds) > 0, 1, spent, self.clock)
         if rounds:
             self._rounds_done(1)
-        self._prompts_done(step.jobs, self.clock)
+        self._prompts_done(step.jobs, self.clock - spent, self.clock)
 
-    def _prompts_done(self, jobs: list[Job], at: float) -> None:
+    def _prompts_done(self, jobs: list[Job], began: float, at: float) -> None:
         for job in jobs:
             if job.computed < job.to_compute:
                 continue
+            job.generated += 1
+            self._tokens += 1
             if job.first == NOT_YET:
                 job.first = at
-                job.generated = 1
-                self._tokens += 1
                 self.first_tokens.append(job)
+            elif job.resumed == NOT_YET:
+                job.resumed = max(job.first, began)
+            if job.begun_at == NOT_YET:
+                job.begun_at = at
             if job.generated >= job.output or self._rules.prefill_only:
                 if job.generated >= job.output:
                     self._end(job, at)
@@ -391,6 +448,8 @@ class FastForwardInstance:
             if job.generated == 1 and self._passing.expected:
                 self._passing.waited_for()
         self._decode_batch.join(begin)
+        for job in begin:
+            self._review_later(job, job.generated)
         self._started = kept
 
     def _keeps(self, job: Job) -> bool:
@@ -404,20 +463,58 @@ class FastForwardInstance:
         time = self._times.rounds(sequences, self._decode_batch.context)
         most = min(self._decode_batch.to_next_end, self._memory.free // sequences)
         count = max(1, min(most, time.rounds(until - self.clock)))
-        began = self.clock
+        began, stages = self.clock, self._stages
         self.clock += time.seconds(count)
-        steps = count * self._stages
-        self._pace.decoded(steps, began + (self.clock - began) / steps, self.clock)
+        each = (self.clock - began) / (count * stages)
+        if count > 1:
+            self._pace.decoded((count - 1) * stages, began + each, self.clock - stages * each)
+        self._under = _UnderWay(0, False, stages, each, self.clock)
         self._rounds_done(count)
 
     def _rounds_done(self, count: int) -> None:
         grown = count * len(self._decode_batch)
         self._memory.grow(grown)
+        self._memory.forecast.advance(count)
         self._tokens += grown
-        for job in self._decode_batch.go(count):
+        assert self._under is not None, "it has begun"
+        self._under.short = _SHORT[self._stages > 1]
+        self._under.ended = self._decode_batch.go(count)
+        for job in self._under.ended:
             self._end(job, self.clock)
-            self._memory.leave(job, self._decode_batch.grown(job))
+
+    def _hear(self) -> None:
+        """What was under way is over."""
+        if (step := self._under) is None:
+            return
+        self._under = None
+        if step.tokens:
+            self._pace.computed(step.tokens, riding=step.riding, now=step.ends)
+        else:
+            self._pace.decoded(step.steps, step.ends - (step.steps - 1) * step.each_s, step.ends)
+        rounds = self._decode_batch
+        for job in step.ended:
+            # What ends it is none of its tokens.
+            self._seen.note(job.output - 1, (one.generated + rounds.grown(one) for one in rounds))
+            self._memory.leave(job, rounds.grown(job))
             self._tokens -= job.to_compute
+        leaving, self._leaving = self._leaving, []
+        for job in leaving:
+            self._leave(job, step.ends)
+        self._review()
+
+    def _review_later(self, job: Job, produced: int) -> None:
+        due = self._decode_batch.number + max(1, job.review_at - produced)
+        heapq.heappush(self._reviews, (due, job.index, job))
+
+    def _review(self) -> None:
+        """Forecasts of those that outlived them are made anew."""
+        rounds = self._decode_batch
+        while self._reviews and self._reviews[0][0] <= rounds.number:
+            _, _, job = heapq.heappop(self._reviews)
+            if job.decoding and job.index in self._memory.forecast:
+                produced = job.generated + rounds.grown(job)
+                self._memory.foresee(job, produced)
+                self._review_later(job, produced)
 
     def _end(self, job: Job, at: float) -> None:
         self._passing.stayed(job.output)
@@ -444,44 +541,55 @@ class FastForwardInstance:
 
     def check(self) -> None:
         """AssertionError unless its memory is accounted for (for tests)."""
-        lent = [*self._lent]
-        self._memory.check([*self._line, *self._started, *self._decode_batch, *lent], self._loans.held)
+        ended = self._under.ended if self._under else []
+        here = [*self._line, *self._started, *self._decode_batch, *ended, *self._coming.fetching]
+        self._memory.check(here, [*self._loans.held, *self._lent.values()])
 
     # -- what the router hears ------------------------------------------------------------------------
 
     def status(self, now: float, *, slack: bool) -> InstanceReport:
-        """A report. slack: reckon it anew, unless that was done within SLACK_S."""
-        if slack and now - self._slack_at > SLACK_S:
-            found, self._growth = self.reckon_slack(now)
-            self._expected = expected_mean(self._decode_batch, chain(self._line, self._started))
-            self._slack, self._slack_at = as_points(found, now), now
+        """A report of how it is now, though the end of the step under way is known. slack: reckon it."""
+        if self.clock <= now:
+            self._hear()
+        under = self._under
         memory = self._memory
+        not_yet = [job for job in self._started if job.first > now]
         window, left = window_of(
             chain(
                 (_waiting(job) for job in self._line),
                 (
                     WindowPrompt(min(job.begins_at, job.prompt), job.prompt, job.prompt)
                     for job in self._started
-                    if in_window(job.first, self._phase, self._switched)
+                    if job.first > now or in_window(job.first, self._phase, self._switched)
                 ),
             )
         )
-        until = window_left_s((job.arrival + job.slo.ttft_s for job in self._line), now)
+        until = window_left_s((_due(job) for job in chain(self._line, not_yet)), now)
+        # Those that came with their blocks and wait for memory were promised it.
+        came = sum(job.to_compute for job in self._line if job.computed == job.to_compute)
+        waiting = [job for job in self._line if not job.computed]
+        promised = sum(job.to_compute + 1 - job.expected_cached for job in waiting)
+        coming = self._coming.tokens + came
+        rows = len(self._decode_batch) + (len(under.ended) if under else 0)
+        found, peak, expected = Slack(), memory.used + promised, 0
+        if slack:
+            found = as_points(self.reckon_slack(now), now)
+            peak, expected = self._looked.peak, self._looked.expected
         return InstanceReport(
             taken=now,
             accepted=self.accepted,
             phase=self._phase,
             switched=self._switched,
-            sequences=len(self),
-            tokens=self._tokens,
-            kv_free=max(0, memory.free - left.tokens - self._coming),
+            sequences=len(self) + (len(under.ended) if under else 0),
+            tokens=self._tokens - len(not_yet) - round(under.short * rows if under else 0.0),
+            kv_free=max(0, memory.free - promised - coming),
             kv_total=memory.total,
-            kv_peak=memory.used + left.tokens + self._coming + (self._growth if slack else 0),
-            expected_output=self._expected if slack else 0,
+            kv_peak=peak + coming,
+            expected_output=expected,
             window=window,
             left=left,
             window_deadline=FOREVER if until is None else now + until,
-            slack=self._slack if slack else Slack(),
+            slack=found,
             policy=PACED_POLICY if self._rules.paced else "",
             holdings=None if self._holdings is None else self._holdings.next(),
             transfer=replace(
@@ -489,32 +597,55 @@ class FastForwardInstance:
             ),
         )
 
-    def reckon_slack(self, now: float) -> tuple[SlackReport | None, int]:
-        """Slack as the controller reports it, and by how much the contexts will have grown at their peak."""
-        rules = self._rules
-        decoding = decoding_rows(self._decode_batch, rules.context)
-        grown = growth(decoding, self._decode_batch, chain(self._line, self._started))
-        beside = [
-            decoding_job(job, job.generated, rules.context)
-            for job in self._started
-            if not in_window(job.first, self._phase, self._switched)
-        ]
+    def _expected(self) -> int:
+        """Of an answer here; of those that are here only if that is needed."""
+        if (seen := self._seen.belief) is not None:
+            return expected_answer(seen, ())
+        ended = self._under.ended if self._under else []
+        everybody = chain(self._line, self._started, self._decode_batch, ended, self._coming.jobs)
+        return expected_answer(None, [job.expected for job in everybody])
+
+    def reckon_slack(self, now: float) -> SlackReport | None:
+        """Slack as the controller reports it, who has not heard of the step under way."""
+        here = self.clock, self.accepted, len(self._line)
+        if self._looked.at != here:
+            self._looked = self._look(now, here)
+        look = self._looked
+        return slack_of(look.decoding, look.idle, look.round_s, now, look.lost)
+
+    def _look(self, now: float, at: tuple[float, int, int]) -> _Look:
+        rules, under = self._rules, self._under
+        ended = under.ended if under else []
+        decoding = decoding_rows(self._decode_batch, rules.context, under.short if under else 0.0)
+        beside = [decoding_job(job, job.output - 1, rules.context) for job in ended]
+        idle = [job.slo.tpot_s for job in self._line]
+        done = 0
+        for job in self._started:
+            if job.first > now:
+                idle.append(job.slo.tpot_s)
+                continue
+            done += 1
+            if not in_window(job.first, self._phase, self._switched):
+                beside.append(decoding_job(job, job.generated, rules.context))
         if beside:
             decoding = np.concatenate((decoding, np.array(beside, float)))
-        idle = [job.slo.tpot_s for job in self._line]
+        pinned = sum(len(one.blocks) for one in chain(self._loans.held, self._lent.values()))
         round_s, lost = rounds_beside_prompts(
             self._cost,
             self._pace,
-            here=len(self),
-            decoding=len(self._decode_batch),
-            context=self._memory.context,
+            here=len(self) + len(ended),
+            decoding=len(self._decode_batch) + len(ended) + done,
+            context=self._memory.context - pinned * BLOCK_SIZE,
             stages=self._stages,
             step_tokens=rules.budget,
             paid_s=self._budget.paid_s if self._budget is not None else 0.0,
             rides=rules.mixed,
             dispatch_s=rules.dispatch_s,
         )
-        return slack_of(decoding, idle, round_s, now, lost), grown
+        waiting = [job for job in self._line if not job.computed]
+        return _Look(
+            at, decoding, idle, round_s, lost, int(self._memory.peak_with(waiting)), self._expected()
+        )
 
 
 def whole_blocks(job: Job) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from controller.scheduler.expectation import LengthBelief
 from router.scheduler.prefix_index import Prefix
 from router.scheduler.slo import SloTarget
 from tidepipe_common.prefix import STRIDE, block_keys, root_key, told_key
@@ -12,6 +13,8 @@ from tidepipe_common.settings.defaults import BLOCK_SIZE
 from workloads.content import ANSWER, OWN_PARTS, Content, token_ids
 
 NOT_YET = float("inf")
+P90 = 1.5
+"""The 90th percentile of a predicted length over its median."""
 ROOT = root_key("")
 """Simulated requests are all of one tenant."""
 
@@ -28,7 +31,10 @@ class Job:
     cached: tokens of its prompt that were found when it was first admitted.
     blocks, shared_blocks: what it uses of its instance's store, see BlockUser.
     begins_at, entered_blocks: as of a controller's sequence.
-    submitted: when it came to its instance. passes_on: it will probably go on elsewhere, see Route.
+    submitted: when it came to its instance. begun_at: when it had its first token there, or came with some;
+    given: output tokens that it came with. review_at: output tokens at which the forecast of its memory is
+        made anew.
+    passes_on: it will probably go on elsewhere, see Route.
     start_round, last_round: decode rounds of its instance in which it takes part (from, to).
     following: the next turn of its conversation, which comes think_s after it has ended; only then its
         arrival is known.
@@ -55,6 +61,9 @@ class Job:
     begins_at: int = 0
     entered_blocks: int = 0
     submitted: float = 0.0
+    begun_at: float = NOT_YET
+    given: int = 0
+    review_at: int = 0
     passes_on: bool = False
     start_round: int = 0
     last_round: int = 0
@@ -62,6 +71,11 @@ class Job:
     decoding: bool = False
     following: Job | None = None
     think_s: float = 0.0
+
+    @property
+    def belief(self) -> LengthBelief:
+        """What its instance believes of its output's length."""
+        return LengthBelief.from_quantiles(self.expected, P90 * self.expected)
 
     @property
     def to_compute(self) -> int:

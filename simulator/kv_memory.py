@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from controller.scheduler.awaited import AwaitedKeys
 from controller.scheduler.block_store import BlockStore, HoldingsListener
+from controller.scheduler.forecast import KvForecast
 from controller.scheduler.grants import Held
 from controller.scheduler.policies.catalog import WATERMARK
 from simulator.job import NOT_YET, Job
@@ -29,10 +30,13 @@ class _Outputs:
 class KvMemory:
     """Accounts in tokens, but for what is shared."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, context: int) -> None:
+        """context: tokens of one sequence at most."""
         self._store = BlockStore(tokens // BLOCK_SIZE, BLOCK_SIZE)
         self._outputs = _Outputs()
         self._awaited = AwaitedKeys(self._store.find)
+        self._context = context
+        self.forecast = KvForecast(BLOCK_SIZE, min(context, self.total))
 
     @property
     def total(self) -> int:
@@ -92,26 +96,56 @@ class KvMemory:
 
         alone: nobody else would give any back. longest: it must have no more tokens to compute; 0 for any.
         """
-        store, keys = self._store, job.findable_keys
-        found = store.find(keys)
-        job.expected_cached = found.blocks * BLOCK_SIZE
-        needed = store.blocks_for(job.to_compute + 1) - found.used
-        if needed > store.free or not (alone or store.used + needed <= WATERMARK * store.total):
+        if not self._fits(job, alone=alone):
             return False
         if longest and job.to_compute - max(job.computed, job.expected_cached) > longest:
             return False
-        self._awaited.remove(keys)
-        store.acquire(job, keys)
+        self._awaited.remove(job.findable_keys)
+        self._take(job)
+        return True
+
+    def reserve(self, job: Job, *, alone: bool) -> bool:
+        """Take memory for one whose blocks are fetched; False if it has to wait."""
+        if not self._fits(job, alone=alone):
+            return False
+        self._take(job)
+        return True
+
+    def _fits(self, job: Job, *, alone: bool) -> bool:
+        store = self._store
+        found = store.find(job.findable_keys)
+        job.expected_cached = found.blocks * BLOCK_SIZE
+        needed = store.blocks_for(job.to_compute + 1) - found.used
+        return needed <= store.free and (alone or store.used + needed <= WATERMARK * store.total)
+
+    def _take(self, job: Job) -> None:
+        store = self._store
+        store.acquire(job, job.findable_keys)
         store.extend(job, job.to_compute)
-        job.entered_blocks, job.begins_at = found.blocks, job.expected_cached
+        job.entered_blocks, job.begins_at = job.expected_cached // BLOCK_SIZE, job.expected_cached
         job.computed = max(job.computed, job.begins_at)
         if job.first == NOT_YET:
             job.cached = min(job.begins_at, job.prompt)
-        return True
+        self.foresee(job, job.generated)
 
     def computed(self, job: Job) -> None:
         """Others find its blocks that are full by now."""
         self._enter(job, job.computed)
+
+    # -- what is to come ----------------------------------------------------------------------------
+
+    def foresee(self, job: Job, produced: int) -> None:
+        """Its part in the forecast, with so many tokens of output: once it is here, and when that is due."""
+        own = job.prompt + produced - job.shared_blocks * BLOCK_SIZE
+        allowed = self._context - job.prompt - produced
+        job.review_at = self.forecast.put(job.index, own, produced, job.belief, allowed)
+
+    def peak_with(self, waiting: Sequence[Job]) -> float:
+        """Tokens in use at the forecast peak if all of these were admitted now."""
+        self.forecast.unpaid = float(self._store.unpaid * BLOCK_SIZE)
+        tokens = sum(job.to_compute - job.expected_cached for job in waiting)
+        rest = sum(job.belief.remaining(job.generated) for job in waiting)
+        return self.forecast.peak_with_mean(tokens, rest, len(waiting))
 
     # -- outputs ------------------------------------------------------------------------------------
 
@@ -123,6 +157,23 @@ class KvMemory:
 
     def leave(self, job: Job, grown: int) -> None:
         """It has ended, or gives way. grown: tokens of its output that are counted among the outputs."""
+        self._gather(job, grown)
+        self._store.release(job)
+        self._shrink()
+
+    def hand_out(self, job: Job, grown: int) -> Held:
+        """It goes on elsewhere: its blocks are nobody's until they are let go."""
+        self._gather(job, grown)
+        held = Held([*job.blocks], job.shared_blocks)
+        job.blocks.clear()
+        job.shared_blocks = 0
+        self._store.disown(held)
+        self._shrink()
+        return held
+
+    def _gather(self, job: Job, grown: int) -> None:
+        """All that it has computed is in its own blocks."""
+        self.forecast.remove(job.index)
         outputs = self._outputs
         outputs.tokens -= grown
         wanted = self._store.blocks_for(job.to_compute - 1) - len(job.blocks)
@@ -131,10 +182,13 @@ class KvMemory:
             job.blocks.append(outputs.blocks.pop())
         # The newest token is not computed.
         self._enter(job, min(job.to_compute - 1, len(job.blocks) * BLOCK_SIZE))
-        self._store.release(job)
-        if spare > wanted:
+
+    def _shrink(self) -> None:
+        """Blocks that the outputs of the others do not need are free."""
+        outputs = self._outputs
+        kept = self._store.blocks_for(outputs.tokens)
+        if len(outputs.blocks) > kept:
             rest = _Outputs()
-            kept = self._store.blocks_for(outputs.tokens)
             rest.blocks, outputs.blocks = outputs.blocks[kept:], outputs.blocks[:kept]
             self._store.release(rest)
 

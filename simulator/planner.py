@@ -279,28 +279,42 @@ class Bounds:
     def __init__(self, fleet: Fleet, question: Question) -> None:
         self._fleet, self._question = fleet, question
         self._flows: dict[Layout, Flow] = {}
-        self._known: dict[tuple[Layout, int, bool], float] = {}
+        self._known: dict[tuple[Layout, int, bool, bool], float] = {}
 
-    def of(self, layout: Layout, budget: int = 0, *, apart: bool = False) -> float:
-        """Requests/s. budget: tokens of a step at most; 0: any. apart: instances may have roles."""
-        known = self._known.get((layout, budget, apart))
+    def of_system(self, layout: Layout, system: str, knobs: Knobs) -> float:
+        """Requests/s, as that system may compute prompts."""
+        if system in ("padg", "hybrid"):
+            return self.of(layout, int(knobs["budget"]))
+        return self.of(layout, apart=True, halves=_shares_out_roles(system))
+
+    def of(self, layout: Layout, budget: int = 0, *, apart: bool = False, halves: bool = False) -> float:
+        """Requests/s. budget: tokens of a step at most; 0: any. apart: instances may have roles. halves: they
+        may then be of half the size."""
+        asked = layout, budget, apart, halves
+        known = self._known.get(asked)
         if known is None:
-            known = self._known[layout, budget, apart] = self._reckon(layout, budget, apart=apart)
+            known = self._known[asked] = self._reckon(layout, budget, apart=apart, halves=halves)
         return known
 
-    def _reckon(self, layout: Layout, budget: int, *, apart: bool) -> float:
+    def _reckon(self, layout: Layout, budget: int, *, apart: bool, halves: bool) -> float:
         spec = self._fleet.spec(layout, 1)
         if apart:
             sizes = [spec]
-            # Instances of one role may be of half the size.
             half = replace(spec, tensor=layout.tensor // 2, instances=2)
-            if layout.tensor % 2 == 0 and _fits(half):
+            if halves and layout.tensor % 2 == 0 and _fits(half):
                 sizes.append(half)
             return max(self.of(layout, budget), *(apart_bound(one, self._question) for one in sizes))
         flow = self._flows.get(layout)
         if flow is None:
             flow = self._flows[layout] = flow_of(spec, self._question.workload)
         return bound(spec, self._question, budget=budget, flow=flow, precision=BOUND_PRECISION)
+
+
+def likeliest_layout(fleet: Fleet, question: Question, system: str, layouts: Sequence[Layout]) -> Layout:
+    """Of these the one in which all devices bear most by the fluid bound: what a search looks at first, for a
+    system that has nothing to tune."""
+    bounds = Bounds(fleet, question)
+    return max(layouts, key=lambda one: bounds.of_system(one, system, {}) * fleet.most_instances(one))
 
 
 Ask = Callable[[Sequence[Trial]], Iterator[Outcome]]
@@ -458,9 +472,7 @@ class Search:
         return kept or sorted(found, key=lambda one: -one.bound)
 
     def _bounded(self, choice: Choice, rank: int) -> BoundedChoice:
-        mixed = choice.system in ("padg", "hybrid")
-        budget = int(choice.knobs["budget"]) if mixed else 0
-        of_one = self._bounds.of(choice.layout, budget, apart=not mixed)
+        of_one = self._bounds.of_system(choice.layout, choice.system, choice.knobs)
         enough = of_one * ALLOWANCE / self._question.attainment
         least = math.ceil(self._rate / enough) if enough > 0 else self._fleet.devices + 1
         return BoundedChoice(choice, rank, max(1, least), of_one)

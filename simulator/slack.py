@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from controller.scheduler.slack import Decoding, Rows, SlackReport, tokens_ahead, tokens_ahead_each
@@ -15,23 +13,24 @@ from simulator.job import Job
 def decoding_job(job: Job, produced: int, context: int) -> Decoding:
     """One that has so many tokens by now. context: of one sequence at most."""
     ahead = tokens_ahead(job.expected, produced, context - job.prompt)
-    return Decoding(job.first, produced, ahead, job.slo.tpot_s)
+    return Decoding(job.begun_at, produced - job.given, ahead, job.slo.tpot_s)
 
 
-def decoding_rows(rounds: DecodeBatch, context: int) -> Rows:
-    """Of all that take part in the rounds, the numbers of a `Decoding`."""
-    prompt, expected, first_at, _, _, tpot_s, begun = rounds.columns
-    produced = begun + rounds.number
+def decoding_rows(rounds: DecodeBatch, context: int, short: float = 0.0) -> Rows:
+    """Of all that take part in the rounds, the numbers of a `Decoding`. short: of their rounds, what is not
+    over yet."""
+    prompt, expected, first_at, _, _, tpot_s, begun, given = rounds.columns
+    produced = begun + (rounds.number - short)
     ahead = tokens_ahead_each(expected, produced, context - prompt)
-    return np.stack((first_at, produced, ahead, tpot_s), axis=1)
+    return np.stack((first_at, produced - given, ahead, tpot_s), axis=1)
 
 
 def running_rows(rounds: DecodeBatch, context: int) -> tuple[Rows, Rows]:
     """Of all that take part in the rounds, each the numbers of a `Turnover`; and of those who had their first
     token in time, of a `Decoding`. context: of one sequence at most."""
-    prompt, _, first_at, due, ttft_s, _, _ = rounds.columns
+    prompt, _, first_at, due, ttft_s, _, _, given = rounds.columns
     decoding = decoding_rows(rounds, context)
-    output = decoding[:, 1] + decoding[:, 2]
+    output = given + decoding[:, 1] + decoding[:, 2]
     return np.stack((prompt, output, ttft_s), axis=1), decoding[first_at <= due]
 
 
@@ -40,29 +39,3 @@ def as_points(found: SlackReport | None, now: float) -> Slack:
     if found is None:
         return Slack()
     return Slack(found.count, now + found.mean_s, now + found.low_s, now + found.low_latest_s)
-
-
-def growth(decoding: Rows, rounds: DecodeBatch, coming: Iterable[Job]) -> int:
-    """By how many tokens the contexts will have grown at their peak, if each ends where it is expected to and
-    those that are coming began now. decoding: see `decoding_rows`.
-
-    Each grows by a token a round, so the peak is where one of them ends.
-    """
-    others = list(coming)
-    rest = np.concatenate((decoding[:, 2], [max(0, job.expected - job.generated) for job in others]))
-    tokens = np.concatenate((rounds.columns[0] + decoding[:, 1], [job.to_compute for job in others]))
-    if not len(rest):
-        return 0
-    order = np.argsort(rest, kind="stable")
-    rest, tokens = rest[order], tokens[order]
-    held = tokens.sum()
-    going_on = held - np.cumsum(tokens) + tokens
-    peak = (going_on + np.arange(len(rest), 0, -1) * rest).max()
-    return max(0, int(peak - held))
-
-
-def expected_mean(rounds: DecodeBatch, others: Iterable[Job]) -> int:
-    """Tokens that an output has, as expected of those that are there; 0 if there are none."""
-    known = [job.expected for job in others]
-    count = len(rounds) + len(known)
-    return (int(rounds.columns[1].sum()) + sum(known)) // count if count else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -172,13 +171,9 @@ class AdmissionController:
 
     def peak_with(self, waiting: Many[Sequence], seen: LengthBelief | None) -> float:
         """The forecast peak if all of these were admitted now; each as long as they are in the mean."""
-        count = len(waiting)
-        if not count:
-            return self.forecast.peak_tokens()
         tokens = sum(one.length - one.expected_cached for one in waiting)
         rest = sum(expected_output(one, seen) - len(one.output) for one in waiting)
-        belief = LengthBelief(rest / count, math.inf)
-        return self.forecast.peak_with(tokens // count, 0, belief, UNLIMITED, count=count)
+        return self.forecast.peak_with_mean(tokens, rest, len(waiting))
 
     def adopt(self, rules: AdmissionRules) -> None:
         """Other rules from now on; what was learned stays."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,12 +75,12 @@ class SeenLengths:
         self._next = self.LEAST
         self._count = 0
 
-    def note(self, tokens: int, running: Iterable[Sequence]) -> None:
-        """An output ended by itself; `running`: those that go on."""
+    def note(self, tokens: int, running: Iterable[int]) -> None:
+        """An output ended by itself; `running`: tokens so far of those that go on."""
         self._remember(tokens)
         self._count += 1
         if self._count >= self._next:
-            censored = [len(sequence.output) for sequence in running]
+            censored = [*running]
             self._next = self._count + max(self.EVERY, (len(censored) + len(self._ended)) // 16)
             self.belief = self._estimate(censored)
 
@@ -136,6 +137,14 @@ def belief_of(sequence: Sequence, seen: LengthBelief | None) -> LengthBelief:
     if seen is not None:
         return seen
     return LengthBelief(float(sequence.max_tokens), math.inf)
+
+
+def expected_answer(seen: LengthBelief | None, predicted: Many[float]) -> int:
+    """Tokens that an answer is expected to have where these outputs were seen to end, whatever it answers;
+    before there are enough, as of those that are there and were predicted. 0: nothing is known."""
+    if seen is not None:
+        return int(seen.median)
+    return int(sum(predicted) / len(predicted)) if predicted else 0
 
 
 def expected_output(sequence: Sequence, seen: LengthBelief | None) -> float:

@@ -17,6 +17,7 @@ from controller.scheduler.expectation import LengthBelief
 GRID = 256
 """Points on the time axis; the first half is `now` .. the longest output, the rest room to move on. The
 profile is exact at these points; between two of them hundreds of sequences grow and end: it hardly moves."""
+_ANY = 1 << 30
 RENEW_AT = 0.8
 """A sequence whose chance to get this far was this share is looked at anew: it did, so it is certain now."""
 
@@ -93,6 +94,9 @@ class KvForecast:
         self._enter(share, 1)
         return review
 
+    def __contains__(self, key: int) -> bool:
+        return key in self._shares
+
     def remove(self, key: int) -> None:
         """A sequence holds nothing any more; unknown ones are no error."""
         if (share := self._shares.pop(key, None)) is not None:
@@ -119,6 +123,13 @@ class KvForecast:
         peak = self._peak(self._running_tokens() + count * (share.base + self.now), risk)
         self._add(share, -float(count))
         return self.unpaid + peak
+
+    def peak_with_mean(self, tokens: int, rest: float, count: int) -> float:
+        """The peak if so many more were admitted now, with `tokens` together and `rest` to come; each as
+        they are in the mean."""
+        if not count:
+            return self.peak_tokens()
+        return self.peak_with(tokens // count, 0, LengthBelief(rest / count, math.inf), _ANY, count=count)
 
     def _peak_with_certain(self, share: _Share) -> float:
         """The same as adding, looking and removing, in a third of the time, for every candidate."""

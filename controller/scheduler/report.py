@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controller.scheduler.expectation import expected_answer
 from controller.scheduler.policies.mixed import MixedSteps
 from controller.scheduler.scheduler import Scheduler
 from controller.scheduler.sequence import Sequence, State
@@ -56,10 +57,12 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
     decoding: list[Decoding] = []
     idle: list[float] = []
     waiting: list[Sequence] = []
-    tokens = promised = coming = 0
+    tokens = promised = coming = blocks = 0
     for sequence in scheduler.sequences.values():
         length = sequence.length
         tokens += length
+        # What is pinned for others nobody here reads.
+        blocks += len(sequence.blocks)
         if sequence.state is State.DECODE:
             # Prompts that were computed since the present prefill window began belong to it.
             first = sequence.first_token_at
@@ -91,7 +94,7 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
         state.prompt_pace,
         here=len(scheduler.sequences),
         decoding=len(state.batches),
-        context=allocator.context_tokens,
+        context=blocks * allocator.block_size,
         stages=state.stages,
         step_tokens=scheduler.config.prefill_tokens,
         paid_s=mixed.paid_s if isinstance(mixed, MixedSteps) else 0.0,
@@ -111,16 +114,11 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
         window_left_s=window_left_s(dues, now),
         slack=slack_of(decoding, idle, round_s, now, lost),
         policy=scheduler.policy.name,
-        expected_output=_expected(scheduler),
+        expected_output=expected_answer(
+            state.seen.belief,
+            [one.predicted_p50 for one in scheduler.sequences.values() if one.predicted_p50 is not None],
+        ),
     )
-
-
-def _expected(scheduler: Scheduler) -> int:
-    """Of those that ended here; before there are enough, of those that are here and were predicted."""
-    if (seen := scheduler.state.seen.belief) is not None:
-        return int(seen.median)
-    known = [one.predicted_p50 for one in scheduler.sequences.values() if one.predicted_p50 is not None]
-    return int(sum(known) / len(known)) if known else 0
 
 
 def step_costs(scheduler: Scheduler, cost: StepCost) -> StepCosts:

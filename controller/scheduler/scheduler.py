@@ -408,7 +408,7 @@ class Scheduler:
         state.stats.finished += 1
         state.passing_on.stayed(len(sequence.output) - sequence.given)
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
-            state.seen.note(len(sequence.output), state.running.values())
+            state.seen.note(len(sequence.output), (len(one.output) for one in state.running.values()))
         state.actions.append(
             Finish(
                 sequence.sequence_id,

@@ -40,8 +40,10 @@ def look_at_running(state: PipelineState) -> RunningLook:
     """As it is now."""
     decoding, turnover = [], []
     context = 0
+    leaving = set(state.batches.leaving)
     for sequence in state.running.values():
-        if sequence.state is not State.DECODE:
+        # Who waits for its way out has no part in the steps that are chosen.
+        if sequence.state is not State.DECODE or sequence in leaving:
             continue
         context += sequence.length
         produced = len(sequence.output)

@@ -166,9 +166,8 @@ def test_seen_lengths_count_those_that_still_run() -> None:
     """When only short outputs have ended, the estimate is not their mean."""
     for length in (400, 4000):
         seen = SeenLengths()
-        running = [sequence(f"s{i}", 10, length) for i in range(96)]
         for _ in range(32):
-            seen.note(50, running)
+            seen.note(50, [length] * 96)
         assert seen.belief is not None
         assert seen.belief.median > length
 
@@ -179,9 +178,8 @@ def test_seen_lengths_say_what_memory_lets_through(prompt: int, output: int, goi
     """If all outputs are alike, exactly that; those that have not come as far change nothing."""
     seen = SeenLengths()
     assert seen.tokens_per_round(prompt, 100_000) == 0.0
-    running = [sequence(f"s{i}", prompt, i % output) for i in range(going)]
     for _ in range(SeenLengths.LEAST):
-        seen.note(output, running)
+        seen.note(output, [i % output for i in range(going)])
     exact = 100_000 * (prompt + output) / (output * (prompt + output / 2))
     assert math.isclose(seen.tokens_per_round(prompt, 100_000), exact, rel_tol=1e-9)
 

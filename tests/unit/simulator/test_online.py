@@ -60,7 +60,7 @@ def test_policies_with_targets_attain_what_the_scheduler_does(system: str, rate:
     skipped, exact = (
         measure(system, {"budget": 256}, spec, asked, rate, run) for run in (run_system, run_exactly)
     )
-    assert skipped.attainment == pytest.approx(exact.attainment, abs=0.03)
+    assert skipped.attainment == pytest.approx(exact.attainment, abs=0.02)
 
 
 def test_memory_is_given_back_and_preempted_requests_end() -> None:
@@ -116,24 +116,21 @@ def test_goodput_lies_below_the_first_dip_wherever_the_search_is() -> None:
 
 
 CELLS = (
-    ("hybrid", {"routing": "least-loaded", "budget": 256}, "sharegpt-like", 2, PRECISION),
-    ("separate", {"routing": "least-loaded", "budget": 2048}, "sharegpt-like", 2, PRECISION),
-    # Admission by the slack of the few that can wait least: the instance that skips lets in less.
-    ("padg", {"budget": 256}, "sharegpt-like", 3, 3 * PRECISION),
-    ("padg-apart", {"budget": 2048}, "longbench-like", 2, PRECISION),
+    ("hybrid", {"routing": "least-loaded", "budget": 256}, "sharegpt-like", 2),
+    ("separate", {"routing": "least-loaded", "budget": 2048}, "sharegpt-like", 2),
+    ("padg", {"budget": 256}, "sharegpt-like", 3),
+    ("padg-apart", {"budget": 2048}, "longbench-like", 2),
 )
 
 
-@pytest.mark.parametrize(("system", "knobs", "mix", "seed", "within"), CELLS)
-def test_the_scheduler_itself_has_the_same_goodput(
-    system: str, knobs: Knobs, mix: str, seed: int, within: float
-) -> None:
+@pytest.mark.parametrize(("system", "knobs", "mix", "seed"), CELLS)
+def test_the_scheduler_itself_has_the_same_goodput(system: str, knobs: Knobs, mix: str, seed: int) -> None:
     """Within the search's precision, for a draw whose attainment is not on the edge at a rate of the grid."""
     spec = replace(PLANT, instances=1)
     workload = MIXES[mix](400, seed).within(4096, 4096)
     asked = replace(QUESTION, workload=workload, least_requests=150, seed=seed)
     skipped, exact = (goodput(system, knobs, spec, asked, run=run) for run in (run_system, run_exactly))
-    assert skipped.rps == pytest.approx(exact.rps, rel=within)
+    assert skipped.rps == pytest.approx(exact.rps, rel=PRECISION)
 
 
 def test_arrivals() -> None:

@@ -23,12 +23,14 @@ from simulator.planner import (
     Plan,
     Search,
     Trial,
+    likeliest_layout,
     make_plan,
 )
 from simulator.workers import TimeIsUpError, WorkerFailedError, Workers
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.shapes import SHAPES
+from workloads.arrivals import MIXES
 from workloads.mixes import sharegpt_like
 
 FLEET = Fleet(SHAPES["llama-30b"], hardware("L20"), 1, 8)
@@ -193,3 +195,13 @@ def test_a_process_that_cannot_start_ends_the_search(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(main, "__file__", "/nowhere/main.py", raising=False)
     with Workers(partial(_length, bytes(2**20)), 2) as workers, pytest.raises(WorkerFailedError):
         list(workers.ordered([1, 2]))
+
+
+def test_a_layout_is_ranked_for_what_runs_in_it() -> None:
+    """All-reduces over PCIe: instances of four bear more than of eight, unless roles have halves of eight."""
+    fleet = Fleet(SHAPES["qwen2-72b"], hardware("L20"), 4, 8, max_total=4096)
+    asked = Question(MIXES["longbench-like"](60, 1).within(4096, 4096), SloTarget(5.0, 0.1))
+    eight, four = Layout(1, 8), Layout(1, 4)
+    assert likeliest_layout(fleet, asked, "auto", [eight, four]) == four
+    bounds = Bounds(fleet, asked)
+    assert bounds.of_system(eight, "fudg-intra", {}) > 1.2 * bounds.of_system(eight, "auto", {})

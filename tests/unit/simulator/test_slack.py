@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,18 +14,20 @@ from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler, SchedulerConfig
 from controller.scheduler.sequence import Sequence, State
-from controller.scheduler.slack import Decoding
 from controller.scheduler.step_budget import Turnover, coming_of, turnover_of
 from router.scheduler.slo import SloTarget
 from simulator.cluster_spec import ClusterSpec
 from simulator.decode_batch import DecodeBatch
+from simulator.exact_instance import ExactInstance, ExactRules
 from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
+from simulator.goodput import Question
 from simulator.job import Job
-from simulator.slack import decoding_job, decoding_rows, growth, running_rows
+from simulator.slack import decoding_job, running_rows
 from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.types.plan import Phase
 from tidepipe_common.types.sampling import SamplingParams
+from workloads.arrivals import MIXES
 
 CONTEXT, BUDGET, NOW = 4096, 512, 100.0
 SINCE = 95.0
@@ -97,7 +100,6 @@ def test_the_same_slack_latest_resume_and_windows(
     scheduler.on(StagesReady(1, stages, 4000), 0.0)
     state = scheduler.state
     state.phase, state.phase_since = phase, SINCE
-    state.allocator.extend(Sequence("held", (1,), SamplingParams(), 1, 0.0, None), used * 16)
     rules = InstanceRules(mixed=auto is not None, budget=BUDGET, paced=auto is not None, context=CONTEXT)
     skipping = FastForwardInstance("i", rules, cost, stages, kv_tokens=4000 * 16)
     if auto is not None and skipping._budget is not None and paid_s:
@@ -105,7 +107,6 @@ def test_the_same_slack_latest_resume_and_windows(
             budget._pay(500.0, paid_s, 50.0)
     skipping._phase, skipping._switched = phase, SINCE
     skipping._memory.grow(used * 16)
-    skipping._slack_at = -1.0
     at = 50.0
     for tokens, riding, spent in work:
         at += spent
@@ -118,14 +119,17 @@ def test_the_same_slack_latest_resume_and_windows(
             skipping._line.add(job)
             job.computed = min(one.computed, one.prompt - 1)
             continue
-        job.first, job.generated = one.first, one.produced
+        job.first = job.begun_at = one.first
+        job.generated = one.produced
         if one.first > SINCE and phase is Phase.PREFILL:
             skipping._started.append(job)
         else:
             skipping._decode_batch.join([job])
-            state.batches.add(scheduler.sequences[f"r{number}"])
+        state.batches.add(scheduler.sequences[f"r{number}"])
+    if sequences:
+        state.allocator.extend(scheduler.sequences["r0"], used * 16)
     said = instance_report(scheduler, cost, NOW)
-    found = skipping.reckon_slack(NOW)[0]
+    found = skipping.reckon_slack(NOW)
     assert found == said.slack
     status = skipping.status(NOW, slack=True)
     if said.slack is not None:
@@ -143,7 +147,8 @@ def test_columns_of_those_that_decode_say_what_each_of_them_does(
     jobs = [
         Job(
             number, one.prompt, one.produced + 50, one.arrival, SloTarget(40.0, one.tpot_s), one.expected,
-            generated=one.produced + 1, first=one.first, submitted=one.arrival + number / 7,
+            generated=one.produced + 1, first=one.first, begun_at=one.first,
+            submitted=one.arrival + number / 7,
         )
         for number, one in enumerate(sequences)
     ]  # fmt: skip
@@ -161,18 +166,40 @@ def test_columns_of_those_that_decode_say_what_each_of_them_does(
         ]
         timely = [one for one, job in zip(each, rounds, strict=True) if job.first <= job.arrival + 40.0]
         rows, decoding = running_rows(rounds, CONTEXT)
-        coming = jobs[5::7]
-        held = rounds.context + sum(job.to_compute for job in coming)
-        assert growth(decoding_rows(rounds, CONTEXT), rounds, coming) == peak_of(each, rounds, coming) - held
         assert [tuple(row) for row in rows.tolist()] == turnover
         assert [tuple(row) for row in decoding.tolist()] == timely
         assert turnover_of(rows, 9000) == turnover_of(turnover, 9000)
         assert coming_of(pace, rows) == coming_of(pace, turnover)
 
 
-def peak_of(each: list[Decoding], rounds: DecodeBatch, coming: list[Job]) -> int:
-    """Most tokens that are held, round for round, if each ends where it is expected to."""
-    going = [(int(one.ahead), job.prompt + one.produced) for one, job in zip(each, rounds, strict=True)]
-    going += [(max(0, job.expected - job.generated), job.to_compute) for job in coming]
-    ends = {rest for rest, _ in going} | {0}
-    return max(sum(tokens + end for rest, tokens in going if rest >= end) for end in ends)
+@pytest.mark.parametrize("system", ["padg", "auto"])
+def test_reports_along_a_run_are_those_of_the_scheduler(system: str) -> None:
+    """The same requests at the same times: what each tells while steps are under way, and when all end."""
+    spec = ClusterSpec(read_shape("codellama-34b"), hardware("l20"), 1, 4, max_total=CONTEXT)
+    question = Question(MIXES["sharegpt-like"](400, 1), SloTarget(5.0, 0.1), seconds=25.0, seed=3)
+    knobs = {"budget": BUDGET}
+    itself = ExactInstance(ExactRules.of(system, knobs), spec)
+    rules = InstanceRules(True, BUDGET, system == "auto", context=spec.context, dispatch_s=spec.dispatch_s)
+    skipping = FastForwardInstance("i", rules, spec.latency(), 1, spec.kv_tokens())
+    pairs = list(zip(question.jobs(5.0)[:120], question.jobs(5.0), strict=False))
+    now = 0.0
+    for one, other in pairs:
+        while now < one.arrival:
+            for instance in (itself, skipping):
+                instance.advance(now)
+            said, found = (instance.status(now, slack=True) for instance in (itself, skipping))
+            assert (found.sequences, found.left, found.accepted) == (said.sequences, said.left, said.accepted)
+            assert found.kv_peak == pytest.approx(said.kv_peak, abs=3)
+            assert found.expected_output == said.expected_output
+            assert found.tokens == said.tokens
+            assert found.slack.count == said.slack.count
+            assert found.window_deadline == pytest.approx(said.window_deadline)
+            if abs(said.slack.low_latest - now) < 100.0:
+                assert found.slack.low_latest == pytest.approx(said.slack.low_latest, abs=0.02)
+            now += 0.037
+        itself.submit(one, one.arrival)
+        skipping.submit(other, other.arrival)
+    itself.drain()
+    skipping.drain()
+    assert all(abs(one.first - other.first) < 1e-3 for one, other in pairs)
+    assert all(abs(one.finished - other.finished) < 1e-3 for one, other in pairs)
