@@ -5,6 +5,7 @@ The library reads them as they come, and trips over a wrong one wherever it happ
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -61,10 +62,19 @@ def check_tokenizer_json(folder: Path) -> None:
     for key, kind, wanted in (("model", dict, "an object"), ("added_tokens", list, "a list")):
         if not isinstance(content.get(key), kind):
             raise ModelError(f"{file}: {key} must be {wanted}, got {quoted(content.get(key))}")
-    for key in ("normalizer", "post_processor", "decoder"):
-        if (growth := _growth(content.get(key))) > _MOST_GROWTH:
+
+
+def check_growth(backend: Any, source: str) -> None:
+    """ModelError if what the library does to each text, or to each answer, may make very much of it.
+
+    backend: a tokenizer of the library, as it was read: each way to one ends there.
+    """
+    for name in ("normalizer", "post_processor", "decoder"):
+        step = getattr(backend, name)
+        if step is not None and _growth(json.loads(step.__getstate__())) > _MOST_GROWTH:
             raise ModelError(
-                f"{file}: its {key} may make {growth:g} characters of one, {_MOST_GROWTH} at most"
+                f"{source}: its {name} may make more than {_MOST_GROWTH} times as much of a text; "
+                "take another tokenizer.json"
             )
 
 
@@ -77,11 +87,11 @@ def _growth(step: Any) -> float:
         case {"type": "Replace", "content": str(content), "pattern": {"String": str(text)}} if text:
             return max(1.0, len(content) / len(text))
         case {"type": "Replace", "content": str(content)}:
-            return max(1.0, len(content))
+            return max(1.0, float(len(content)))
         case {"type": "Prepend", "prepend": str(text)}:
-            return max(1.0, len(text))
+            return max(1.0, float(len(text)))
         case {"type": "TemplateProcessing", "single": list(single)}:
-            return max(1.0, len(single))
+            return max(1.0, float(len(single)))
     return 1.0
 
 

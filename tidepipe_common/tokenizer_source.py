@@ -10,6 +10,7 @@ from typing import Any
 
 from tidepipe_common.errors import ModelError
 from tidepipe_common.tokenizer_files import (
+    check_growth,
     check_tokenizer_files,
     check_tokenizer_json,
     template_apart,
@@ -83,6 +84,7 @@ def _loaded(path: Path, *, gguf: bool) -> Any:
         raise ModelError(_failed(path, error)) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(f"the tokenizer of {path} has no fast implementation (tokenizer.json)")
+    check_growth(tokenizer.backend_tokenizer, f"the tokenizer of {path}")
     if not gguf and not tokenizer.chat_template:
         # The library leaves this file to the processors of models that see.
         tokenizer.chat_template = template_apart(path)

@@ -230,7 +230,7 @@ class TextProcessor:
         try:
             (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except BaseException as error:
-            if type(error).__module__ != _PANIC:
+            if type(error) is not Exception and type(error).__module__ != _PANIC:
                 raise
             raise InvalidRequestError(
                 f"the model's tokenizer gives up on this text: {quoted(str(error))}"

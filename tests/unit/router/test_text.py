@@ -269,6 +269,8 @@ def test_a_text_that_the_tokenizer_gives_up_on_is_refused() -> None:
     """An expression that goes back and forth ends with a panic of Rust, which is no Exception."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
-    text = TextProcessor(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
-    with pytest.raises(InvalidRequestError, match="gives up on this text"):
-        text.encode("a" * 40 + "!")
+    without_unknown = Tokenizer(models.WordLevel({"a": 0}, unk_token="?"))
+    for one, said in ((tokenizer, "a" * 40 + "!"), (without_unknown, "b")):
+        text = TextProcessor(PreTrainedTokenizerFast(tokenizer_object=one))
+        with pytest.raises(InvalidRequestError, match="gives up on this text"):
+            text.encode(said)
