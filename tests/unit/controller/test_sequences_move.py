@@ -421,23 +421,45 @@ def test_what_fetches_of_rests_take_is_learned_and_not_taken_for_the_rate() -> N
     assert come(3, 0) and come(4, 56)
 
 
+def fetched(site: Site, fetch: Fetch) -> None:
+    """It ends well: the blocks of `site_with`'s prompt are there."""
+    trace = 0
+    for position, token in enumerate(range(1, 61)):
+        trace = hash((trace, token))
+        site.fake.slots[fetch.blocks[position // 4] * 4 + position % 4] = token, trace
+    site.handle(BlocksFetched(KvFetched(fetch.fetch_id)))
+
+
 def test_one_that_came_decodes_at_once_and_computes_nothing_again() -> None:
     site = site_with(TransferCost(1e12, 0.0))
     before = site.fake.computed
     (fetch,) = site.fetches
     sequence = site.scheduler.sequences["s"]
     assert sequence.state is State.FETCHED
-    before_trace = 0
-    tokens = [*range(1, 61), 7]
-    for position, token in enumerate(tokens[:60]):
-        block, previous = fetch.blocks[position // 4], before_trace
-        before_trace = hash((previous, token))
-        site.fake.slots[block * 4 + position % 4] = token, before_trace
-    site.handle(BlocksFetched(KvFetched(fetch.fetch_id)))
+    fetched(site, fetch)
     site.run_dry()
     assert isinstance(site.ends["s"], Finish)
     assert site.fake.computed - before == len(site.outputs["s"]) + (site.ends["s"].stop_token is not None)
     assert not any(isinstance(action, Preempted) for action in site.trace)
+
+
+def test_what_came_with_one_is_found_by_others_while_it_runs() -> None:
+    """By those of its owner."""
+    site, prompt = Site(2, 64, 4, 0, "auto"), tuple(range(1, 61))
+    handle = KvHandle("m", "float32", "plain", 4, "ab" * 16, 60, 1000)
+    limit = SamplingParams(max_tokens=50)
+    came = NewSequence("s", prompt, limit, output=(7,), prefix_root=ROOTS[0], kv=handle)
+    site.handle(SequencesArrived((came,)))
+    (fetch,) = site.fetches
+    fetched(site, fetch)
+    for name, root in (("another's", ROOTS[1]), ("own", ROOTS[0])):
+        new = NewSequence(name, prompt, SamplingParams(max_tokens=3), prefix_root=root)
+        site.handle(SequencesArrived((new,)))
+        while name not in site.scheduler.state.running:
+            site.handle(site.fake.execute())
+    assert site.scheduler.sequences["s"].state is State.DECODE
+    found = {one.sequence_id: one.cached_tokens for one in site.trace if isinstance(one, PrefixFound)}
+    assert found == {"own": 56}
 
 
 def lent_to(site: Site, prompt: tuple[int, ...], root: str, asked_root: str = "") -> tuple[Site, KvHandle]:
