@@ -134,7 +134,8 @@ def _facts(status: PipelineStatus, colour: str) -> Table:
     facts.add_row("forecasts", error)
     facts.add_row(
         "since start",
-        f"{status.phase_switches} switches, {status.steals} steals, {status.preemptions} preemptions",
+        f"{status.phase_switches} switches (idle aside), {status.steals} steals, "
+        f"{status.preemptions} preemptions",
     )
     return facts
 
