@@ -26,13 +26,13 @@ def choose_port(host: str, wanted: int) -> int:
         if reason:
             raise ConfigError(f"cannot listen on {join(host, wanted)}: {reason}")
         return wanted
-    reason = ""
+    if reason := _why_not(host, 0):
+        raise ConfigError(f"cannot listen on {host}: {reason}")
     for _ in range(_TRIES):
         port = random.choice(_CANDIDATES)
-        reason = _why_not(host, port)
-        if not reason and _keep(port):
+        if not _why_not(host, port) and _keep(port):
             return port
-    raise ConfigError(f"found no free port on {host}: {reason or 'all are given out'}")
+    raise ConfigError(f"found no free port on {host} from {_CANDIDATES.start} to {_CANDIDATES.stop - 1}")
 
 
 def own_loopback(number: int) -> str:

@@ -163,8 +163,8 @@ def _from_hub(hub_id: str, allow_download: bool) -> Path:
         # The library's own errors derive from these two (network, missing repository, nothing local).
         if not allow_download:
             raise ModelError(
-                f"{hub_id}: not in this machine's hub cache, and downloading is off; download it first, give "
-                "a local path, or fetch the example model with `tidepipe model pull smollm2-135m`"
+                f"{hub_id}: not in this machine's hub cache, and downloading is off; give --allow-download "
+                "(of `tidepipe up` and `batch`), or a local path"
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{hub_id}: the model hub did not give it ({reason})") from error
