@@ -15,7 +15,7 @@ from controller.upstream.model import ModelText, UpstreamModel
 from tidepipe_common.errors import ConfigError, IncompatibleError, UnavailableError
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.settings.upstream import UPSTREAM_API_KEY
-from tidepipe_common.text.text import quoted
+from tidepipe_common.text.text import is_text, quoted
 
 LOOK_S = 1.0
 DOWN_AFTER = 2
@@ -283,7 +283,9 @@ class UpstreamLink:
 
 
 def _named(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("id"), str) and 0 < len(entry["id"]) <= 1024
+    """The name goes back to it in each request, so it must be text."""
+    name = entry.get("id") if isinstance(entry, dict) else None
+    return isinstance(name, str) and 0 < len(name) <= 1024 and is_text(name)
 
 
 def _length(entry: Mapping[str, Any]) -> int:

@@ -247,3 +247,14 @@ def test_a_folder_without_weights_is_enough(model_path: Path, tmp_path: Path) ->
 
 def tokenizer_says(text: ModelText, ids: list[int]) -> str:
     return str(text._backend.decode(ids))
+
+
+async def test_a_name_that_cannot_be_sent_back_names_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(self: UpstreamClient, path: str, body: object = None) -> tuple[int, Any]:
+        return 200, {"data": [None, {"id": 5}, {"id": "\ud800x"}]}
+
+    monkeypatch.setattr(UpstreamClient, "ask", ask)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with _keyed(""):
+            pass
+    assert "lists no model" in str(caught.value.exceptions[0])
