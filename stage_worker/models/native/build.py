@@ -25,6 +25,8 @@ import structlog
 from tidepipe_common.model_source import CACHE_VARIABLE, writable_cache_dir
 from tidepipe_common.security.trusted_files import UntrustedError, private_folder, trusted
 
+# Headers are sections of one unit, each included once, where all that it needs stands above it: some in the
+# midst of another one.
 _SOURCES = (
     "kernels.c",
     *(
