@@ -23,8 +23,8 @@ RUNS, TIMES = 7, 2000
 
 def plan_of(rows: int) -> StepPlan:
     """A decode step, one of whose sequences has a new block."""
-    columns = [tuple(range(begin, begin + rows)) for begin in (1_000, 300, 5_000)]
-    return StepPlan(7, Phase.DECODE, (), decode=DecodeRows(*columns, ((0, (17,)),)))
+    keys, positions, tokens = (tuple(range(begin, begin + rows)) for begin in (1_000, 300, 5_000))
+    return StepPlan(7, Phase.DECODE, (), decode=DecodeRows(keys, positions, tokens, ((0, (17,)),)))
 
 
 def report_of(rows: int, stages: int) -> bytes:
