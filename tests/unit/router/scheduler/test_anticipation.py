@@ -129,8 +129,22 @@ def test_what_of_a_prompt_was_found_is_not_computed() -> None:
     demand.sent(400, 100)
     sizes = demand.sizes
     assert sizes is not None
-    assert (sizes.prompt, sizes.found) == (pytest.approx(300), pytest.approx(100))
+    assert sizes.prompt == pytest.approx(300)
+    assert sizes.found == pytest.approx(100)
     assert sizes.pairs == pytest.approx(0.75 * chunk_pairs(0, 400))
+
+
+@pytest.mark.parametrize("rules", [None, RULES])
+def test_who_failed_to_start_is_not_the_one_that_joins(rules: ScalingRules | None) -> None:
+    """An instance that somebody starts by hand says nothing of how long those take that are asked for."""
+    scheduler = RoutingScheduler(OverallConfig(scaling=rules))
+    if scheduler.scaling is not None:
+        scheduler.scaling.starts.asked(1, 0.0)
+    for count in (1, 0):
+        scheduler.on(InstancesStarting(count), 1.0)
+        assert scheduler.starting == count
+    scheduler.on(InstanceJoined(facts("i0")), 500.0)
+    assert scheduler.scaling is None or scheduler.scaling.starts.seconds == RULES.start_s
 
 
 def test_several_are_asked_for_at_once_and_no_more_while_they_start() -> None:

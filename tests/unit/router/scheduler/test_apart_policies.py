@@ -23,12 +23,13 @@ from router.scheduler.events import (
 )
 from router.scheduler.instance_report import InstanceReport
 from router.scheduler.policies.arrow import COOL_S, DECODE, PREFILL
+from router.scheduler.policies.moving import prompt_done_s
 from router.scheduler.policies.taichi import BACK, WATERMARK
 from router.scheduler.prefill import PrefillTime
 from router.scheduler.request import Decoding
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.slo import SloTarget
-from router.scheduler.view import InstanceFacts
+from router.scheduler.view import InstanceFacts, InstanceView
 from tests.unit.router.scheduler.cases import request, status
 from tests.unit.router.scheduler.test_role_shares import GROUPED, TEN_GBIT, Floor
 from tidepipe_common.latency.work import prompt_work
@@ -106,6 +107,16 @@ def test_an_instance_that_is_away_still_tells_the_kinds_apart() -> None:
     scheduler.on(InstanceReconnected("i0"), 0.0)
     assert not scheduler.lacks("taichi")
     assert "all have the same" in cluster("least-loaded", 64, 64).lacks("taichi")
+
+
+def test_only_what_decodes_is_read_beside_a_prompt() -> None:
+    """Not the tokens of prompts that wait: they have no keys and values yet."""
+    seconds = []
+    for tokens in (0, 600, 1600):
+        view = InstanceView(InstanceFacts("i0", PrefillTime(Floor(), 1, 512), 4096, 100))
+        view.handle(status(tokens=tokens, left=prompt_work(600)))
+        seconds.append(prompt_done_s(view, request("r", 400, 0.0)))
+    assert seconds[0] == seconds[1] < seconds[2]
 
 
 def test_decoding_flows_down_where_memory_ends_and_back_where_time_does() -> None:
