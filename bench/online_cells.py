@@ -276,8 +276,10 @@ def main() -> None:
             if not fnmatch(name, pattern + "*") or name in report["cells"]:
                 continue
             asked = replace(trial.question, attainment=options.attainment)
-            device, model, *_ = name.split("/")
-            layouts = layouts_of(device, model) if options.study == "headline" else None
+            layouts = None
+            if options.study == "headline":
+                device, model, _ = name.split("/")
+                layouts = layouts_of(device, model)
             found = report["cells"][name] = Cell(trial, asked, options.most, layouts).look()
             path.write_text(json.dumps(report, indent=1))
             over = ", ".join(f"{other} {ratio:.2f}" for other, ratio in ratios(found["goodput"]).items())

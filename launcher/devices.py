@@ -50,7 +50,9 @@ def worker_memory_gib(workers: int) -> float | None:
 def memory_fault(wanted: str, gib: float, workers: int) -> str:
     """Why so many workers cannot have so much memory each; "" if they may. GPUs say it themselves."""
     total = psutil.virtual_memory().total / _GIB
-    if worker_device(wanted, 0).startswith("cuda") or gib * workers <= total:
+    # Where none are counted there may be some all the same (WSL, ROCm).
+    uncounted = wanted == "auto" and _torch_has_cuda()
+    if uncounted or worker_device(wanted, 0).startswith("cuda") or gib * workers <= total:
         return ""
     each = f"{gib:g} GiB for each of {workers} stages" if workers > 1 else f"{gib:g} GiB"
     return f"--memory-gib: {each} is more than this machine has, {total:.1f} GiB"

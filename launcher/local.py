@@ -101,8 +101,13 @@ class LocalCluster:
             self.config = config = with_kept_profile(config, path)
         _state_name(config.predictor)
         if config.router is None:
-            self.grpc_address = join(config.host, choose_port(config.host, config.grpc_port))
-            self.http_address = join(config.host, choose_port(config.host, config.http_port))
+            # Those that are named first: what is drawn must be another one.
+            wanted = sorted(
+                {"grpc": config.grpc_port, "http": config.http_port}.items(), key=lambda one: not one[1]
+            )
+            ports = {name: choose_port(config.host, port) for name, port in wanted}
+            self.grpc_address = join(config.host, ports["grpc"])
+            self.http_address = join(config.host, ports["http"])
         else:
             # Its folder is looked for by processes that were started elsewhere.
             self.grpc_address = config.router

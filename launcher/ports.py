@@ -25,6 +25,7 @@ def choose_port(host: str, wanted: int) -> int:
         reason = _why_not(host, wanted)
         if reason:
             raise ConfigError(f"cannot listen on {join(host, wanted)}: {reason}")
+        _keep(wanted)  # from those who take any; who names it as well is told by its own start
         return wanted
     if reason := _why_not(host, 0):
         raise ConfigError(f"cannot listen on {host}: {reason}")
@@ -54,6 +55,8 @@ def _keep(port: int) -> bool:
     except OSError:
         name.close()
         return False
+    if len(_GIVEN) == _GIVEN.maxlen:
+        _GIVEN.popleft().close()
     _GIVEN.append(name)
     return True
 

@@ -493,12 +493,13 @@ class VirtualCluster:
             taker.submit(job, now)
             return
         taker.borrow(job, tokens, self._node(lender), now)
-        for one in taker.arriving:
+        # Others that come to it may have become due meanwhile: they are not of this lender.
+        for one in [one for one in taker.arriving if one.job is job]:
+            taker.arriving.remove(one)
             self.log.borrowed += one.number != NOT_FETCHED
             # The lender is asked before.
             asked = now + 2 * MESSAGE_S
             self._fetch(name, one, lender, asked, lent=True)
-        taker.arriving.clear()
 
     # -- what the router wants ----------------------------------------------------------------------
 

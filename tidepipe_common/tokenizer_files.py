@@ -19,6 +19,7 @@ from tidepipe_common.text.text import quoted
 _LARGEST_TOKENIZER = 256 << 20
 _MOST_GROWTH = 16
 """Of a text by what is done to it: a sequence of small steps would be memory without an end."""
+_SAMPLE = "aZ 0_.-\n\u00e9\u6f22"
 _LARGEST_CONFIG = 64 << 20
 """Of tokenizer_config.json, which may list each added token."""
 
@@ -69,7 +70,7 @@ def check_growth(backend: Any, source: str) -> None:
 
     backend: a tokenizer of the library, as it was read: each way to one ends there.
     """
-    for name in ("normalizer", "post_processor", "decoder"):
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         step = getattr(backend, name)
         if step is not None and _growth(json.loads(step.__getstate__())) > _MOST_GROWTH:
             raise ModelError(
@@ -86,13 +87,26 @@ def _growth(step: Any) -> float:
             return math.prod(map(_growth, steps))
         case {"type": "Replace", "content": str(content), "pattern": {"String": str(text)}} if text:
             return max(1.0, len(content) / len(text))
-        case {"type": "Replace", "content": str(content)}:
-            return max(1.0, float(len(content)))
+        case {"type": "Replace", "content": str(content), "pattern": pattern}:
+            return len(content) + float(_matches_nothing(pattern)) or 1.0
         case {"type": "Prepend", "prepend": str(text)}:
             return max(1.0, float(len(text)))
-        case {"type": "TemplateProcessing", "single": list(single)}:
-            return max(1.0, float(len(single)))
+        case {"type": "ByteLevel"}:
+            return 4.0
+        case {"type": "TemplateProcessing", "single": list(single), "special_tokens": dict(ids)}:
+            names = [piece["SpecialToken"]["id"] for piece in single if "SpecialToken" in piece]
+            return float(len(single) + sum(len(ids[name]["ids"]) for name in names if name in ids))
     return 1.0
+
+
+def _matches_nothing(pattern: Any) -> bool:
+    """Between two characters, where what it is replaced by comes on top of them."""
+    try:
+        found = re.finditer(pattern["Regex"], _SAMPLE)
+        return any(one.end() == one.start() for one in found)
+    except (KeyError, TypeError, re.error):
+        # An empty text, or an expression of the library's own dialect.
+        return True
 
 
 def tokenizer_facts(folder: Path) -> Mapping[str, Any]:

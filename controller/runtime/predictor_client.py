@@ -153,6 +153,8 @@ class LengthOracle:
         """Ask anew for those that have grown much since they were asked for."""
         # A copy: where the fallback answers at once, what follows from that may end one of them.
         for sequence_id, growing in list(self._growing.items()):
+            if self._growing.get(sequence_id) is not growing:
+                continue
             output = len(growing.sequence.output)
             if output < growing.refresh_at:
                 continue

@@ -113,6 +113,10 @@ def _to_keep(message: pb.Observation) -> pb.Observation:
     for name in ("key", "signal", "model"):
         message.features.ClearField(name)
     message.DiscardUnknownFields()
+    # Older routers send them in the order of the words.
+    if message.features.HasField("prompt"):
+        buckets = message.features.prompt.buckets
+        buckets[:] = sorted(buckets)
     return message
 
 

@@ -130,7 +130,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             self._newest = request.epoch
             if self._epoch is not None:
                 patience_s = min(request.patience_s or STOP_TIMEOUT_S, LONGEST_PATIENCE_S)
-                await self._end_epoch(self._epoch, patience_s)
+                await self._ended(self._epoch, patience_s)
                 self._epoch = None
             spec = StageSpec(
                 index=request.stage_index,
@@ -176,6 +176,15 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             kv_way_bytes_per_s=0 if executor.kv is None else executor.kv.way_bytes_per_s,
             slow_because=self._backend.description.slow_because,
         )
+
+    async def _ended(self, epoch: Epoch, patience_s: float) -> None:
+        """Who gives up waits for it as well: the next one would find its memory taken."""
+        ending = asyncio.create_task(self._end_epoch(epoch, patience_s), name="end the epoch")
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            await asyncio.gather(ending, return_exceptions=True)
+            raise
 
     async def _configured(self, spec: StageSpec) -> Executor:
         """Off the event loop. Nobody can stop the thread, so who gives up waits for it: a second one beside

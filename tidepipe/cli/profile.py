@@ -17,6 +17,7 @@ from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.options import AsJson
 from tidepipe_common.device_name import DEVICES
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.extras import SERVER, require
 from tidepipe_common.regular_files import check_writable
 from tidepipe_common.settings.defaults import MOST_THREADS
 
@@ -72,6 +73,7 @@ def profile(
 
     Example: `tidepipe profile --model smollm2-135m --stages 2`
     """
+    require(SERVER, "`tidepipe profile`")
     if output is not None and (not output.name or output.suffix not in ("", ".csv", ".json")):
         raise ConfigError(f"--output must be a file that ends in .csv or .json, got {output}")
     if output is not None:

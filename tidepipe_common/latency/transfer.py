@@ -56,12 +56,12 @@ class TransferCost:
 
     def under_way(self, now: float) -> float:
         """Bytes of fetches that have begun and are still to come: as many have come as there was time for;
-        but where the first one in line is late, none of those behind it."""
+        where the first one in line is late nobody knows, and all count: the way is slower than believed."""
         left = free = 0.0
         for place, (nbytes, since) in enumerate(self._line):
             free = max(free, since) + nbytes / self.bytes_per_s
             if place == 0 and now > free + LATE * self.latency_s:
-                return sum(size for size, _ in self._line[1:])
+                return float(sum(size for size, _ in self._line))
             left += min(nbytes, max(0.0, free - now) * self.bytes_per_s)
         return left
 

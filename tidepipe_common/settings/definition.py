@@ -171,7 +171,7 @@ def _called(message: str, given_as: Mapping[str, str]) -> str:
         name = match[0]
         return given_as.get(name, name) if match.start() == 0 or "_" in name else name
 
-    return re.sub(r"(?<![\w-])[a-z_]+(?![\w-])", call, message)
+    return re.sub(r"(?<![\w/.'-])[a-z_]+(?![\w/-])", call, message)
 
 
 def refusal(

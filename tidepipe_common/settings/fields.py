@@ -196,7 +196,7 @@ NetworkGbit = Annotated[
     float,
     setting(
         "With --executor emulated: link on which KV blocks go from a stage to other instances, and come, "
-        "Gbit/s each. Each instance is a node then.",
+        "Gbit/s each. On 127.0.0.1 without TLS each instance is a node then.",
         metavar="X",
         otherwise="as fast as the device's own link",
         gt=0,

@@ -136,7 +136,7 @@ def prepare_environment(share: tuple[int, int], workers: int, layers: Sequence[i
     share: this instance is number i of n on this machine, which share its devices. workers: of an instance.
     layers: of each stage; empty: as vLLM divides them. asked: they are the user's own.
     """
-    if layers and (asked or LAYERS not in os.environ):
+    if len(layers) > 1 and (asked or LAYERS not in os.environ):
         os.environ[LAYERS] = ",".join(map(str, layers))
     for name, value in {
         # A process that speaks gRPC must not fork.

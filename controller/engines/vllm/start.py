@@ -28,7 +28,9 @@ def vllm_body(settings: ControllerSettings, cost: Callable[[], StepCost]) -> Vll
     assert settings.model is not None, "the settings have been checked"
     stages = int(settings.stages)
     path = resolve_model(settings.model, allow_download=settings.allow_download)
-    layers = layers_of_stages(path, stages, TokenMix.parse(settings.token_mix), settings.layers)
+    layers = settings.layers
+    if "hf_overrides" not in more:  # with them the model is another one than its folder says
+        layers = layers_of_stages(path, stages, TokenMix.parse(settings.token_mix), settings.layers)
     prepare_environment(
         settings.share, stages * settings.tensor_parallel, layers, asked=bool(settings.layers)
     )

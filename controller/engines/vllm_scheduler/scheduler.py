@@ -100,6 +100,7 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         super().__init__(*args, **kwargs)
         self._steering: _Steering | None = None
         self._flights: dict[int, _Flight] = {}
+        self._watched: set[str] = set()
         self._under_way = 0
         self._step_tokens = 0
         self._close_metrics: Callable[[], None] = lambda: None
@@ -171,6 +172,8 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
     def add_request(self, request: Request) -> None:
         known = request.request_id in self.requests
         super().add_request(request)
+        if _is_watched(request):
+            self._watched.add(request.request_id)
         if self._steering is not None and not known:
             self._steering.new.append(request)
 
@@ -446,7 +449,9 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         steering.looked = now
         scheduler, targets = steering.mirror.scheduler, steering.size.targets
         put_late_last(scheduler.waiting, targets.ttft_s, now)
-        watched = any(map(_is_watched, self.requests.values()))
+        self._watched &= self.requests.keys()
+        # An empty engine says nothing of who comes next.
+        watched = bool(self._watched) or not self.requests
         load = load_of(scheduler, targets.ttft_s, targets.tpot_s, now, watched=watched)
         tokens = steering.size.choose(load)
         assert isinstance(scheduler.policy, AutoPolicy)

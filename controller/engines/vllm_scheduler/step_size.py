@@ -59,7 +59,7 @@ class StepSize:
         self._batches = batches
         self._stretch = 1.0
         self._size = 0
-        self.throughput = False
+        self._hopeless = self.throughput = False
         self.why = ""
 
     def returned(self, rows: int, prompts: int, seconds: float, away_s: float) -> None:
@@ -79,7 +79,8 @@ class StepSize:
         alone = time.of(rows, 0)
         pace = max(1.0, (self._size or self.targets.most) - rows)
         backlog_s = load.tokens * (alone / pace + time.token_s)
-        before, self.throughput = self.throughput, self._throughput_counts(load, backlog_s)
+        before, self._hopeless = self.throughput, load.watched and self._is_hopeless(load, backlog_s)
+        self.throughput = self._hopeless or not load.watched
         if self.throughput:
             prompts = time.fixed_s / time.token_s / FIXED_SHARE
             why = "only throughput counts: " + (
@@ -101,15 +102,13 @@ class StepSize:
             self._size, self.why = size, why
         return self._size
 
-    def _throughput_counts(self, load: Load, backlog_s: float) -> bool:
-        if not load.watched:
-            return True
+    def _is_hopeless(self, load: Load, backlog_s: float) -> bool:
         if not load.waiting:
             return False
         ttft_s = self.targets.ttft_s
         if backlog_s > HOPELESS * ttft_s and load.together > AT_ONCE * load.tokens:
             return True
-        if not self.throughput:
+        if not self._hopeless:
             return load.began < LOST * load.decoding
         return backlog_s > HOPE * ttft_s or load.in_time < FOUND * load.decoding
 

@@ -226,6 +226,8 @@ def test_a_step_is_as_large_as_a_token_may_take_and_larger_when_that_is_lost() -
     assert size.choose(Load(1_000, 0, True, rows=4, decoding=8, began=1, in_time=1)) == 800
     assert size.choose(Load(rows=4, decoding=8, began=1, in_time=1)) == 136  # no prompt waits
     assert size.choose(Load(1_000, 0, True, 4, 8, 8, 8, watched=False)) == 800  # nobody looks at the clock
+    # Which says nothing of those who come behind them, with more than half of a target to compute.
+    assert size.choose(Load(15_000, 0, True, 4, 8, 8, 8)) == 136 and not size.throughput
 
 
 def test_rounds_that_take_longer_than_reckoned_make_steps_smaller() -> None:

@@ -123,6 +123,14 @@ MARKS = [{"SpecialToken": {"id": "<|im_end|>", "type_id": 0}}] * 40
         ),
         ("decoder", {"type": "Sequence", "decoders": [TWICE] * 40}),
         (
+            "normalizer",
+            {
+                "type": "Sequence",
+                "normalizers": [{"type": "Replace", "pattern": {"Regex": "(?=.)"}, "content": "a"}] * 40,
+            },
+        ),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 3}),
+        (
             "post_processor",
             {
                 "type": "TemplateProcessing",
