@@ -107,10 +107,11 @@ class Reports(asyncio.Queue["StageNews | None"]):
     takes none ends the epoch.
     """
 
-    def __init__(self, ended: asyncio.Event) -> None:
-        """ended: the epoch's."""
+    def __init__(self, ended: asyncio.Event, computed: Notifier) -> None:
+        """Both the epoch's; who waits for room in it hears of its end as of a step."""
         super().__init__()
         self._over = ended
+        self._computed = computed
 
     def tell(self, news: StageNews) -> None:
         """Queue news."""
@@ -119,6 +120,7 @@ class Reports(asyncio.Queue["StageNews | None"]):
         elif not self._over.is_set():
             log.warning("epoch ends: its controller takes no reports", waiting=MAX_REPORTS)
             self._over.set()
+            self._computed.notify_all()
 
 
 class Epoch:
@@ -148,7 +150,7 @@ class Epoch:
         self.spec = spec
         self.executor: Executor | None = executor
         self.ended = asyncio.Event()
-        self.reports = Reports(self.ended)
+        self.reports = Reports(self.ended, self._computed)
         self._callers: set[str] = set()
         self._account = account
         self._spans = spans or SequenceSpans()

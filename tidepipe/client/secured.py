@@ -8,7 +8,7 @@ import ssl
 from dataclasses import replace
 from pathlib import Path
 
-from tidepipe_common.security.credentials import Credentials
+from tidepipe_common.security.credentials import Credentials, is_loopback
 from tidepipe_common.security.process import own
 
 _ASK_S = 2.0
@@ -44,9 +44,11 @@ def no_answer(endpoint: str, credentials: Credentials | None, ask_s: float = _AS
     if why := _not_found(endpoint):
         return f"no TidePipe router at {endpoint}: {why}"
     if _refused(endpoint, min(ask_s, _ASK_S)):
+        host, _, port = endpoint.rpartition(":")
+        start = f"start a cluster: `tidepipe up --grpc-port {port}`, or " if is_loopback(host) else ""
         return (
-            f"no TidePipe router answers at {endpoint}: nothing listens there; start a cluster: `tidepipe up "
-            f"--grpc-port {endpoint.rpartition(':')[2]}`, or give what stands behind `grpc=` of one that runs"
+            f"no TidePipe router answers at {endpoint}: nothing listens there; {start}give what stands "
+            "behind `grpc=` of one that runs"
         )
     if _speaks_http(endpoint, (credentials or own()).secure, min(ask_s, _ASK_S)):
         return (

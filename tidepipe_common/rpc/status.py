@@ -107,7 +107,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> TidePipeError
             # gRPC's own, at either end. Waiting makes no message smaller.
             return InvalidRequestError(f"the message is too large: {text}")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return OverloadedError(text, int(metadata.get(RETRY_AFTER, 1000)))
+            after = str(metadata.get(RETRY_AFTER))
+            # Whoever answers may be no service of ours.
+            return OverloadedError(text, int(after) if after.isascii() and after.isdigit() else 1000)
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED | grpc.StatusCode.CANCELLED:
             return UnavailableError(_in_words(text))
         case grpc.StatusCode.UNAUTHENTICATED:
