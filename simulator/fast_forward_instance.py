@@ -310,9 +310,8 @@ class FastForwardInstance:
         for it, if at all."""
         self.advance(now)
         self._accept(job, now)
-        others = len(self._started) + len(self._decode_batch)
         handle = handle_of(giver, tokens, self._token_bytes)
-        nbytes = self._loans.borrow(job, handle, others, now)
+        nbytes = self._loans.borrow(job, handle, self._running, now)
         if nbytes is None:
             self._queue(job)
         number = job.index if nbytes else NOT_FETCHED
@@ -517,7 +516,8 @@ class FastForwardInstance:
                 self._review_later(job, produced)
 
     def _end(self, job: Job, at: float) -> None:
-        self._passing.stayed(job.output)
+        # What ends it is none of its tokens.
+        self._passing.stayed(job.output - 1 - job.given)
         job.finished = at
         self.ended.append(job)
 
