@@ -127,7 +127,7 @@ async def live(
         watching = asyncio.create_task(_watch(admin, start, course))
         found = await asyncio.gather(*(ask(client, one, start, (slo.ttft_s, slo.tpot_s)) for one in load))
         watching.cancel()
-        groups = await admin.groups()
+        members = await _members(admin)
         every = [one.status for one in (await client.status()).instances if one.status]
     moves = [one.hand_overs for one in every]
     if failed := [one.error for one in found if one.error]:
@@ -138,7 +138,6 @@ async def live(
         slo,
         float(np.mean([one.dispatch_s for one in every])),
     )
-    members = [member for macro in groups["macros"] for member in macro["members"]]
     told = _told(
         seen,
         {one["instance_id"]: one.get("prefill_share", 0.0) for one in members},
@@ -155,11 +154,15 @@ async def live(
     }
 
 
+async def _members(admin: AdminClient) -> list[dict[str, Any]]:
+    """All instances, as the router knows them."""
+    return [member for macro in (await admin.groups())["macros"] for member in macro["members"]]
+
+
 async def _watch(admin: AdminClient, start: float, course: list[tuple[float, dict[str, float]]]) -> None:
     """Shares of prefill by instance, whenever they are others, with the seconds since the start."""
     while True:
-        groups = await admin.groups()
-        members = [member for macro in groups["macros"] for member in macro["members"]]
+        members = await _members(admin)
         shares = {one["instance_id"]: round(one.get("prefill_share", 0.0), 2) for one in members}
         if not course or course[-1][1] != shares:
             course.append((time.monotonic() - start, shares))

@@ -99,7 +99,7 @@ class VirtualInstance(Protocol):
         """A request comes from another instance, of that node."""
         ...
 
-    def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
+    def fetched(self, one: Arriving, seconds: float, now: float) -> None:
         """Its blocks are here."""
         ...
 
@@ -438,9 +438,9 @@ class VirtualCluster:
     def _fetch(self, name: str, one: Arriving, source: str, now: float, *, lent: bool = False) -> None:
         """Its blocks are sent. lent: of its beginning only."""
         assert self._ways is not None, "nothing moves without"
-        sent = (now, 0.0) if one.number == NOT_FETCHED or source == name else self._ways.send(
-            number_of(source), number_of(name), one.nbytes, now
-        )  # fmt: skip
+        arrives = now
+        if one.number != NOT_FETCHED and source != name:
+            arrives = self._ways.send(number_of(source), number_of(name), one.nbytes, now)
 
         def fetched(at: float) -> None:
             if not lent and (left := self._left.pop(one.job, None)) is not None:
@@ -449,9 +449,9 @@ class VirtualCluster:
                 (giver.take_back if lent else giver.release)(one.job, at)
             instance = self._instances[name]
             instance.advance(at)
-            instance.fetched(one, sent[1], at - now, at)
+            instance.fetched(one, at - now, at)
 
-        self._at(sent[0] + MESSAGE_S, fetched)
+        self._at(arrives + MESSAGE_S, fetched)
 
     def _offer(self, job: Job, source: str, name: str, now: float) -> None:
         """Its blocks go ahead to an instance; when they are there is known when all of them are computed."""
@@ -470,14 +470,13 @@ class VirtualCluster:
         source, name, one, since = known
         assert self._ways is not None, "nothing moves without"
         beside_s = max(0.0, job.first - since)
-        pair = number_of(source), number_of(name)
-        arrives, ahead = self._ways.send(*pair, one.nbytes, job.first, beside_s)
+        arrives = self._ways.send(number_of(source), number_of(name), one.nbytes, job.first, beside_s)
         self.log.ahead += 1
 
         def fetched(at: float) -> None:
             if (taker := self._instances.get(name)) is not None:
                 taker.advance(at)
-                taker.fetched(one, ahead, at - since, at)
+                taker.fetched(one, at - since, at)
 
         self._at(max(arrives, now) + MESSAGE_S, fetched)
 

@@ -254,7 +254,7 @@ class ExactInstance:
         self._hear(SequencesArrived((new,)))
         self._hear(LengthPredicted(name, job.expected, P90 * job.expected))
 
-    def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
+    def fetched(self, one: Arriving, seconds: float, now: float) -> None:
         """Its blocks are here."""
         self.advance(now)
         if one.number != NOT_FETCHED:

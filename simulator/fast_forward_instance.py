@@ -267,8 +267,8 @@ class FastForwardInstance:
         under_way = sum(0 < job.computed < job.to_compute for job in islice(self._line, 1))
         return len(self._decode_batch) + len(self._started) + under_way
 
-    def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
-        """Its blocks are here. ahead: bytes that were under way before them."""
+    def fetched(self, one: Arriving, seconds: float, now: float) -> None:
+        """Its blocks are here."""
         if one.number == NOT_FETCHED:
             return
         waited = self._loans.fetched(one.number, seconds, now, ahead=one.ahead)

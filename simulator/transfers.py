@@ -61,17 +61,14 @@ class Ways:
         self._per_node = per_node
         self._out: dict[tuple[bool, int], Link] = {}
         self._in: dict[tuple[bool, int], Link] = {}
-        self._under_way: dict[tuple[bool, int], list[tuple[float, float]]] = {}
         self.sent_bytes = 0.0
 
     def node(self, instance: int) -> str:
         """Where it is."""
         return f"n{instance // self._per_node}"
 
-    def send(
-        self, source: int, target: int, nbytes: float, now: float, beside_s: float = 0.0
-    ) -> tuple[float, float]:
-        """When so many bytes have arrived; and the bytes that were still to come to the target before them.
+    def send(self, source: int, target: int, nbytes: float, now: float, beside_s: float = 0.0) -> float:
+        """When so many bytes have arrived.
 
         beside_s: how long before now the first of them could go, and the others as they were computed.
         """
@@ -79,13 +76,9 @@ class Ways:
         rate, per_link = (self._near_rate, 1) if near else (self._rate, self._per_node)
         out = self._out.setdefault((near, source // per_link), Link(rate))
         into = self._in.setdefault((near, target // per_link), Link(rate))
-        before = self._under_way.get((near, target), ())
-        ahead = [(until, size) for until, size in before if until > now]
         # It comes at the sender's rate; several senders may meet at one receiver.
-        arrives = into.send(nbytes, out.send(nbytes, now, beside_s), nbytes / rate)
-        self._under_way[near, target] = [*ahead, (arrives, nbytes)]
         self.sent_bytes += nbytes
-        return arrives, sum(min(size, (until - now) * rate) for until, size in ahead)
+        return into.send(nbytes, out.send(nbytes, now, beside_s), nbytes / rate)
 
 
 def handle_of(

@@ -221,10 +221,8 @@ class ClusterConfig(Strict):
             self._upstreams_fit()
         if self.router is not None:
             self._fit_router(self.router)
-        if self.layer_split and len(self.layer_split.split(",")) != self.stages:
-            raise ValueError(
-                f"layer_split '{self.layer_split}' must name {self.stages} numbers, one per stage"
-            )
+        if self.layer_split:
+            fields.check_layer_split(self.layer_split, self.stages)
         if not (self.tls or self.insecure or is_loopback(self.host)):
             raise ValueError(
                 f"refusing to listen on {self.host} without TLS, where others could reach it: give --tls "

@@ -83,10 +83,8 @@ class ControllerSettings(InstanceSettings):
             raise ValueError(f"with --engine vllm stages is a number such as 2, got '{self.stages}'")
         if self.model is None:
             raise ValueError("with --engine vllm the controller loads the model itself: give --model")
-        if self.layer_split and len(self.layers) != int(self.stages):
-            raise ValueError(
-                f"layer_split '{self.layer_split}' must name {self.stages} numbers, one per stage"
-            )
+        if self.layer_split:
+            fields.check_layer_split(self.layer_split, int(self.stages))
         return self
 
     @property

@@ -237,6 +237,14 @@ AllowDownload = Annotated[bool, setting("Fetch a hub id that is not on this mach
 Policy = Annotated[defaults.Policy, setting("Scheduling policy.", metavar="P")]
 BlockSize = Annotated[int, setting("Tokens per KV block.", ge=1, le=defaults.MAX_BLOCK_SIZE)]
 KvBlocks = Annotated[int, setting("KV blocks of a stage; 0: what its memory allows.", ge=0, le=MAX_COUNT)]
+
+
+def check_layer_split(text: str, stages: int) -> None:
+    """ValueError unless it has a number for each stage; whether these fit the model is for later."""
+    if len(text.split(",")) != stages:
+        raise ValueError(f"layer_split '{text}' must name {stages} numbers, one per stage")
+
+
 LayerSplit = Annotated[
     str,
     AfterValidator(_split),
