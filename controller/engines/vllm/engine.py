@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controller.engines.vllm import worker_side
-from controller.engines.vllm.engine_options import EngineOptions
+from controller.engines.vllm.engine_options import EngineOptions, divided_layers
 from controller.engines.vllm.mapping import NULL_BLOCKS
 from controller.engines.waiting import sleep_while_waiting
 from tidepipe_common.end_tokens import end_tokens
@@ -132,10 +132,7 @@ class VllmEngine:
 
     def layers(self) -> list[tuple[int, int]]:
         """First layer of each stage, and one past its last."""
-        from vllm.distributed.utils import get_pp_indices
-
-        total, stages = int(self.config.model_config.hf_text_config.num_hidden_layers), self.options.stages
-        return [get_pp_indices(total, stage, stages) for stage in range(stages)]
+        return divided_layers(self.config)
 
     def shutdown(self) -> None:
         """End the workers; what waits for them is told. May be called again."""

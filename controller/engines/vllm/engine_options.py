@@ -130,6 +130,15 @@ def layers_of_stages(path: Path, stages: int, mix: TokenMix, counts: Sequence[in
     return tuple(end - begin for begin, end in stage_layers(shape, stages, mix, counts))
 
 
+def divided_layers(config: Any) -> list[tuple[int, int]]:
+    """First layer of each stage, and one past its last, as vLLM divides them. config: its VllmConfig."""
+    from vllm.distributed.utils import get_pp_indices
+
+    total = int(config.model_config.hf_text_config.num_hidden_layers)
+    stages = int(config.parallel_config.pipeline_parallel_size)
+    return [get_pp_indices(total, stage, stages) for stage in range(stages)]
+
+
 def prepare_environment(share: tuple[int, int], workers: int, layers: Sequence[int], *, asked: bool) -> None:
     """What vLLM reads from the environment; before it is imported. What the user has set there stays.
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm.distributed.utils import get_pp_indices
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
@@ -25,7 +24,7 @@ from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler as PlainScheduler
 from vllm.v1.request import Request, RequestStatus
 
-from controller.engines.vllm.engine_options import LAYERS
+from controller.engines.vllm.engine_options import LAYERS, divided_layers
 from controller.engines.vllm_scheduler.clock import StepClock
 from controller.engines.vllm_scheduler.costs import better_layers, device_of, spec_of
 from controller.engines.vllm_scheduler.expected import expected_of
@@ -67,7 +66,8 @@ class _Flight:
 
 @dataclass(slots=True)
 class _Steering:
-    """What there is only while the engine is one that can be steered."""
+    """What there is only while the engine is one that can be steered. watched: requests whose tokens are sent
+    as they come."""
 
     spec: SchedulerSpec
     mirror: Mirror
@@ -78,6 +78,7 @@ class _Steering:
     new: list[Request] = field(default_factory=list)
     blocked: list[Request] = field(default_factory=list)
     foreign: dict[str, str] = field(default_factory=dict)
+    watched: set[str] = field(default_factory=set)
     next: Wanted | None = None
     looked: float = -1.0
 
@@ -100,7 +101,6 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         super().__init__(*args, **kwargs)
         self._steering: _Steering | None = None
         self._flights: dict[int, _Flight] = {}
-        self._watched: set[str] = set()
         self._under_way = 0
         self._step_tokens = 0
         self._close_metrics: Callable[[], None] = lambda: None
@@ -129,10 +129,8 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         config = self.vllm_config
         name = "cpu" if self._device == "cpu" else current_platform.get_device_name()
         device = device_of(settings, self._device, name)
-        layers = int(config.model_config.hf_text_config.num_hidden_layers)
-        stages = self.parallel_config.pipeline_parallel_size
-        ranges = [get_pp_indices(layers, stage, stages) for stage in range(stages)]
-        split = tuple(end - begin for begin, end in ranges)
+        split = tuple(end - begin for begin, end in divided_layers(config))
+        stages = len(split)
         spec = spec_of(settings, config, split, device, self._full_budget, self.block_size)
         blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
         mirror = Mirror(spec, stages, blocks)
@@ -172,9 +170,11 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
     def add_request(self, request: Request) -> None:
         known = request.request_id in self.requests
         super().add_request(request)
-        if _is_watched(request):
-            self._watched.add(request.request_id)
-        if self._steering is not None and not known:
+        if self._steering is None:
+            return
+        if self._steering.size is not None and _is_watched(request):
+            self._steering.watched.add(request.request_id)
+        if not known:
             self._steering.new.append(request)
 
     def finish_requests(
@@ -449,9 +449,9 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         steering.looked = now
         scheduler, targets = steering.mirror.scheduler, steering.size.targets
         put_late_last(scheduler.waiting, targets.ttft_s, now)
-        self._watched &= self.requests.keys()
+        steering.watched &= self.requests.keys()
         # An empty engine says nothing of who comes next.
-        watched = bool(self._watched) or not self.requests
+        watched = bool(steering.watched) or not self.requests
         load = load_of(scheduler, targets.ttft_s, targets.tpot_s, now, watched=watched)
         tokens = steering.size.choose(load)
         assert isinstance(scheduler.policy, AutoPolicy)
